@@ -1,4 +1,4 @@
-"""Run the classification stage of a recipe: pretrain a backbone, evaluate and register it."""
+"""Run the classification stages of a recipe: pretraining or fine-tuning."""
 
 import sys
 

@@ -206,7 +206,7 @@ SECOND = [
     Case("1 class folders", "pretrain", change=lambda data: empty(next((data / TRAIN).iterdir()))),
     # mask pairs
     Case("no images in", "segment", change=lambda data: empty(data / "segmentation/images/train")),
-    Case("share a name and so a mask", "segment",
+    Case("differ only in their suffix, and so share a mask", "segment",
          change=lambda data: write(first_image(data / "segmentation/images/train").with_suffix(".gif"), b"")),
     Case("have no mask in", "segment",
          change=lambda data: first_image(data / "segmentation/annotations/train").unlink()),

@@ -225,7 +225,7 @@ def test_an_upright_mask_fits_an_image_that_lies(tmp_path: Path, orientation: in
          "1 images of .* have several masks in .*: 0.bmp and 0.tif"),
         (lambda root: ((root / "train/m/0.png").unlink(), (root / "train/m/0.png").mkdir()), "have no mask"),
         (lambda root: write(root / "train/m/1.png"), "have no image"),
-        (lambda root: write(root / "train/i/0.png"), "share a name and so a mask"),
+        (lambda root: write(root / "train/i/0.png"), "differ only in their suffix, and so share a mask"),
         (lambda root: ((root / "train/m/0.png").unlink(), (root / "train/m/0.png").symlink_to("/etc/passwd")), "links"),
     ],
     ids=["no mask", "JPEG", "GIF", "other name", "two masks", "folder", "no image", "two images", "link out"],

@@ -195,7 +195,7 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("segmentation", [("data.scale_range", [2.0, 0.5])], "scale_range [2.0, 0.5]"),
     ("detection", [("data.val.annotations", None)], "val.annotations are needed"),
     ("detection", [("data.long_side", 100)], "long_side (100)"),
-    ("detection", [("data.train_short_sides", [90, 80])], "[90, 80] must rise"),
+    ("detection", [("data.train_short_sides", [90, 80])], "[90, 80] must be [min, max]"),
     ("detection", [("data.train_short_sides", [90, 1400])], "end above long_side"),
     ("segmentation", [("task.sliding.stride", 65)], "stride (65)"),
     ("classification", [("optimizer.schedule.warmup_epochs", 1.0), ("optimizer.schedule.warmup_steps", 2)], "not both"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from scalablevit.cli.new_recipe import SCHEMA, template_names
+from scalablevit.cli.new_recipe import SCHEMA_FILE, template_names
 from scalablevit.cli.tree import main
 from scalablevit.config.loading import load_recipe, read_mapping
 
@@ -23,8 +23,8 @@ def test_a_new_recipe_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert f"registered as {recipe.name}-{stage}\n" in file.read_text()
     assert f"{stage}.py --recipe" in said
     first, *_ = file.read_text().splitlines()
-    assert first == f"# yaml-language-server: $schema={SCHEMA}"
-    schema = json.loads((file.parent / SCHEMA).read_text())
+    assert first == f"# yaml-language-server: $schema={SCHEMA_FILE}"
+    schema = json.loads((file.parent / SCHEMA_FILE).read_text())
     content = json.loads(json.dumps(read_mapping(file, "recipe")[0]))
     jsonschema.validate(content, schema, jsonschema.Draft202012Validator)
 
@@ -34,7 +34,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     file.write_text("mine")
     assert main("recipe", ["new", "segment", str(file)]) == 2
     assert "is there already" in capsys.readouterr().err and file.read_text() == "mine"
-    assert not (tmp_path / SCHEMA).exists()
+    assert not (tmp_path / SCHEMA_FILE).exists()
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,7 +286,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: s
         (", annotations: val.json", "", ["val.annotations are needed by the coco source"]),
         ("annotations: val.json", "annotations: ../val.json", ["r.yaml:6", "data.val.annotations", "'../val.json'"]),
         ("source: coco", "source: coco\n  long_side: 640", ["r.yaml:2", "long_side (640)", "short_side (800)"]),
-        ("source: coco", "source: coco\n  train_short_sides: [800, 480]", ["r.yaml:2", "[800, 480] must rise"]),
+        ("source: coco", "source: coco\n  train_short_sides: [800, 480]", ["r.yaml:2", "[800, 480] must be"]),
         ("source: coco", "source: coco\n  instance_masks: false", ["data.instance_masks must be true", "mask_rcnn"]),
         ("kind: detection", "kind: detecting", ["r.yaml:8", "'segmentation', 'detection'"]),
         ("head: mask_rcnn", "head: maskrcnn", ["r.yaml:8", "task.head", "'retinanet' or 'mask_rcnn'", "'maskrcnn'"]),

@@ -80,9 +80,9 @@ REFUSED = [
     ("classification", [("data.max_pixels", 0)], "greater than or equal to 1"),
     ("classification", [("data.image_size", 15)], "greater than or equal to 16"),
     ("classification", [("data.eval_resize", 223)], "eval_resize (223) must be at least image_size (224)"),
-    ("classification", [("data.crop_scale", [0.0, 1.0])], "must rise and start above 0"),
-    ("classification", [("data.crop_scale", [0.5, 0.4])], "must rise and start above 0"),
-    ("classification", [("data.crop_ratio", [2.0, 1.0])], "crop_ratio [2.0, 1.0] must rise"),
+    ("classification", [("data.crop_scale", [0.0, 1.0])], "must be [min, max] with 0 < min <= max"),
+    ("classification", [("data.crop_scale", [0.5, 0.4])], "must be [min, max] with 0 < min <= max"),
+    ("classification", [("data.crop_ratio", [2.0, 1.0])], "crop_ratio [2.0, 1.0] must be [min, max] with min <= max"),
     ("classification", [("data.rand_augment", {"magnitude": 11})], "less than or equal to 10"),
     ("classification", [("data.random_erasing", 1.5)], "less than or equal to 1"),
     ("classification", [("data.mixup", -1)], "greater than or equal to 0"),
@@ -93,7 +93,7 @@ REFUSED = [
     ("segmentation", [("data.train.masks", None)], "needed by the mask_pairs source"),
     ("segmentation", [("data.ignore_index", 256)], "less than or equal to 255"),
     ("segmentation", [("data.short_side", 300), ("data.long_side", 299)], "at least short_side (300)"),
-    ("segmentation", [("data.scale_range", [2.0, 0.5])], "scale_range [2.0, 0.5] must rise"),
+    ("segmentation", [("data.scale_range", [2.0, 0.5])], "scale_range [2.0, 0.5] must be [min, max] with min <= max"),
     ("segmentation", [("data.crop_size", 8)], "greater than or equal to 16"),
     ("detection", [("data.train.annotations", None)], "needed by the coco source"),
     ("detection", [("data.val.annotations", None)], "needed by the coco source"),
@@ -105,7 +105,7 @@ REFUSED = [
     ("detection", [("data.val.annotations", "a\0.json")], "inside data.root"),
     ("detection", [("data.short_side", 10**9)], "less than or equal to 4096"),
     ("detection", [("task.anchor_size", 10**5)], "less than or equal to 512"),
-    ("detection", [("data.train_short_sides", [800, 480])], "train_short_sides [800, 480] must rise"),
+    ("detection", [("data.train_short_sides", [800, 480])], "train_short_sides [800, 480] must be [min, max]"),
     ("detection", [("data.train_short_sides", [15, 480])], "greater than or equal to 16"),
     ("detection", [("data.train_short_sides", [480])], "data.train_short_sides.1: is missing"),
     ("detection", [("data.train_short_sides", 480)], "array"),
@@ -217,6 +217,12 @@ def test_each_rule_refuses(kind: str, changes: list[tuple[str, Any]], said: str)
 )
 def test_what_detection_allows(changes: list[tuple[str, Any]]) -> None:
     assert check(Recipe, changed("detection", *changes), {}, "f").stages["first"].task.kind == "detection"
+
+
+@pytest.mark.parametrize(("sides", "pixels"), [(None, 80_000), ((90, 150), 80_000), ((90, 300), 120_000)])
+def test_pixels_of_a_training_image_are_those_of_the_largest(sides: tuple[int, int] | None, pixels: int) -> None:
+    sizes = [("data.short_side", 200), ("data.long_side", 400), ("data.train_short_sides", sides)]
+    assert check(Recipe, changed("detection", *sizes), {}, "f").stages["first"].data.training_pixels == pixels
 
 
 @pytest.mark.parametrize(

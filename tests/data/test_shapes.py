@@ -17,7 +17,7 @@ from scalablevit.config.data import ImageFolder, MaskPairs, Shapes, Split
 from scalablevit.config.errors import UserError
 from scalablevit.data import shapes as module
 from scalablevit.data.decoding import read_mask
-from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, draw_dominant_shape, draw_scene, run_lengths, write_shapes
+from scalablevit.data.shapes import CATEGORY_IDS, CLASSES, draw_dominant_shape, draw_scene, encode_rle, write_shapes
 from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split
 
@@ -99,7 +99,7 @@ def test_instances_agree_with_masks_and_images(written: Path, split: str, images
 
 @given(arrays(np.bool_, (5, 4)))
 def test_run_lengths_decode_to_the_region(region: NDArray[np.bool_]) -> None:
-    counts = run_lengths(region)
+    counts = encode_rle(region)
     flat = [number % 2 == 1 for number, length in enumerate(counts) for _ in range(length)]
     assert (region == np.array(flat).reshape(4, 5).T).all()
     assert all(length > 0 for length in counts[1:])

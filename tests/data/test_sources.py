@@ -430,7 +430,7 @@ def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
 def test_two_images_for_one_mask(tmp_path: Path) -> None:
     write_pairs(tmp_path / "set")
     write_image(tmp_path / "set/images/train/b.png")
-    assert "share a name and so a mask: b.jpg, b.png" in refused(pairs(), tmp_path)
+    assert "differ only in their suffix, and so share a mask: b.jpg, b.png" in refused(pairs(), tmp_path)
 
 
 @pytest.mark.parametrize("target", ["file", "folder", "nothing"])

@@ -95,7 +95,7 @@ def test_wrong_values_are_named_with_their_place(override, expected, recipe, roo
         ("data.val.annotations=../val.json", ["data.val.annotations", "'../val.json'", "without '..'"]),
         ("data.instance_masks=false", ["mask_rcnn", "data.instance_masks must be true"]),
         ("data.long_side=100", ["long_side (100) must be at least short_side (160)"]),
-        ("data.train_short_sides=[320, 256]", ["train_short_sides [320, 256] must rise"]),
+        ("data.train_short_sides=[320, 256]", ["train_short_sides [320, 256] must be [min, max]"]),
         ("task={kind: segmentation, head: upernet}", ["task segmentation needs data.source mask_pairs, not coco"]),
         ("task.head=yolo", ["task.head", "'retinanet' or 'mask_rcnn'", "'yolo'"]),
         ("task.anchor_sizes=8", ["unknown key 'anchor_sizes'", "did you mean 'anchor_size'"]),

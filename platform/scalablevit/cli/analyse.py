@@ -105,7 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                           help="train each arm with each of these (default: the recipe's own seed)")  # fmt: skip
     ablation.add_argument("--stages", type=_names, default=[], metavar="A,B",
                           help="of the recipe, with those that they start from (default: all)")  # fmt: skip
-    ablation.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    ablation.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would run, start nothing"
+    )
     _verb(verbs, "table", "parameters and FLOPs of all backbones and heads next to the paper's")
 
 

@@ -1,12 +1,23 @@
 """Arguments that several commands have."""
 
 import argparse
+from collections.abc import Sequence
 
 from scalablevit.config.packages import refuse_other_modules
 from scalablevit.config.shipped import recipe_file
 
 MODEL = "models:/NAME@ALIAS, models:/NAME/VERSION, or a run's name, as `runs list` prints it"
 ON_A_CLUSTER = "Runs on the Ray cluster that RAY_ADDRESS names; without it, Ray is started on this machine."
+
+
+def add_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    what: str,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> argparse.ArgumentParser:
+    """Add a verb of a command; `what` is its line in the command's help, and the description in its own."""
+    return verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", parents=list(parents))
 
 
 def add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
@@ -17,8 +28,8 @@ def add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
 def add_root(parser: argparse.ArgumentParser) -> None:
     """Add `--root`."""
     parser.add_argument(
-        "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root begins here "
-        "(default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
+        "--root", metavar="DIR", help="folder of runs, caches and mlflow.db; a relative data.root is resolved against "
+        "it (default: $SCALABLEVIT_ROOT, else ~/scalablevit)",
     )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ Detection always has one size.
                   also box_head and mask_head, which take pooled regions: for users with a selection (NMS) of
                   their own.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
-ONNX file has the preprocessing in its metadata_props; docs/serve_and_export.md has Python that follows it.
+ONNX file has the preprocessing in its metadata_props; the page "Serve and export" of the documentation has Python
+that follows it.
 
 Exit codes: 0 all outputs are the model's; 1 an export's outputs differ: do not use it; 2 something that you can fix, as
 a model that cannot be exported; 130 interrupted."""

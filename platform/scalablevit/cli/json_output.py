@@ -29,11 +29,11 @@ STDOUT = Path("-")
 
 
 def add_json_or_file(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`, which may name a file for the metrics instead."""
+    """Add `--json`, which may name a file to write instead."""
     parser.add_argument(
         "--json", type=_json_file, nargs="?", const=STDOUT, metavar="FILE",
-        help="print one JSON document, and everything else to standard error; with FILE also write the metrics to it, "
-        "and print as without --json",
+        help="print one JSON document, and everything else to standard error; with FILE write JSON to FILE instead, "
+        "and print as usual",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from scalablevit.config.json_schema import recipe_schema, schema_text
 from scalablevit.config.task_info import TASKS
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "config" / "templates"
-SCHEMA = "recipe.schema.json"
+SCHEMA_FILE = "recipe.schema.json"
 
 
 def template_names() -> list[str]:
@@ -20,12 +20,12 @@ def template_names() -> list[str]:
 
 
 def write_new_recipe(template: str, file: Path, imports: Sequence[str] = ()) -> int:
-    """Write a recipe from a template, and the JSON schema next to it.
+    """Write a recipe from a template, and the JSON schema next to it; a schema that is there already is replaced.
 
     Args:
         template: one of `template_names`.
         file: the recipe; it must not exist yet.
-        imports: users' modules that the recipe names; the schema has what they register, as they are imported.
+        imports: users' modules that the recipe names, imported already: the schema has what they registered.
 
     Returns:
         The exit code.
@@ -39,20 +39,20 @@ def write_new_recipe(template: str, file: Path, imports: Sequence[str] = ()) -> 
     text += f"imports: [{', '.join(imports)}]\n" if imports else ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        (file.parent / SCHEMA).write_text(schema_text(recipe_schema()), encoding="utf-8")
-        file.write_text(f"# yaml-language-server: $schema={SCHEMA}\n{text}", encoding="utf-8")
+        (file.parent / SCHEMA_FILE).write_text(schema_text(recipe_schema()), encoding="utf-8")
+        file.write_text(f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}", where="FILE", fix="name another") from None
-    given = shlex.quote(str(file))
-    print(f"written: {file}, and {SCHEMA} next to it, by which editors complete and check its keys")
+    quoted = shlex.quote(str(file))
+    print(f"written: {file}, and {SCHEMA_FILE} next to it, by which editors complete and check its keys")
     print("next:")
     print("  1. set data.root, the folders below it, and whatever else differs")
-    print(f"  2. look at the data   {command_line('check-data')} --recipe {given}")
-    print(f"  3. see the plan       {command_line(_script(text))} --recipe {given} --dry-run")
-    print(f"  4. train              {command_name(_script(text))} --recipe {given}, as a job on a Ray cluster")
+    print(f"  2. look at the data   {command_line('check-data')} --recipe {quoted}")
+    print(f"  3. see the plan       {command_line(_verb(text))} --recipe {quoted} --dry-run")
+    print(f"  4. train              {command_name(_verb(text))} --recipe {quoted}, as a job on a Ray cluster")
     return 0
 
 
-def _script(text: str) -> str:
+def _verb(text: str) -> str:
     """Return the verb that runs a template's one stage."""
     return next(info.stage_name for info in TASKS.values() if f"kind: {info.kind}\n" in text)

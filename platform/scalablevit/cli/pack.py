@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard-mib", type=_between(1, 2**20), default=256, metavar="MIB",
                         help="largest size of a shard, MiB (default: 256)")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="list the folder, print the plan, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the folder, print what would be written, write nothing"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

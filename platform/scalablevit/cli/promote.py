@@ -56,10 +56,10 @@ evaluated on the validation split of the candidate's recipe, in float32 as serve
 `promotion` section: overrides change it, as in promotion.margin=0.005
 promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
 with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
-of it are refused. Where there is no champion yet, the limits alone decide; with --limits-alone also where there is one
-that cannot be compared, such as one that an earlier version of your own code made. Both versions' metrics, the gain
-with its confidence interval (paired bootstrap over images) and the reasons are written on the candidate's version as
-tags, whatever comes out.
+of it are refused. Where there is no champion yet, the limits alone decide (promotion.min_value, max_latency_ms,
+max_weights_mb); with --limits-alone also where there is one that cannot be compared, such as one that an
+earlier version of your own code made. Both versions' metrics, the gain with its confidence interval (paired bootstrap
+over images) and the reasons are written on the candidate's version as tags, whatever comes out.
 
 Latency is the median time of 20 predictions of one image (batch size 1), from decoded pixels to the prediction, on the
 machine that evaluates, which is named. With RAY_ADDRESS that is a node of the cluster, else this one. On a CPU, torch
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways.add_argument(
         "--limits-alone",
         action="store_true",
-        help="do not compare the candidate with the champion, which is not scored",
+        help="decide by the limits of `promotion` alone, without scoring the champion",
     )
     ways.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again, without evaluating"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from scalablevit.cli.arguments import add_imports
+from scalablevit.cli.arguments import add_imports, add_verb
 from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.cli.new_recipe import template_names, write_new_recipe
 from scalablevit.config.checking import check
@@ -40,7 +40,7 @@ Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes r
 
 
 @dataclass(frozen=True)
-class _Upgraded:
+class _PendingUpgrade:
     """A file to rewrite, its new content, and what changes."""
 
     path: Path
@@ -51,7 +51,7 @@ class _Upgraded:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True)
-    new = verbs.add_parser("new", help="write a first recipe for your data, with its JSON schema")
+    new = add_verb(verbs, "new", "write a first recipe for your data, with its JSON schema")
     new.add_argument(
         "template",
         choices=template_names(),
@@ -61,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("file", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="FILE",
                      help="file to write; must not be there yet (default: recipe.yaml)")  # fmt: skip
     add_imports(new, "so that the schema has the kinds that it registers")
-    schema = verbs.add_parser("schema", help="print the JSON schema of recipes")
+    schema = add_verb(verbs, "schema", "print the JSON schema of recipes")
     add_imports(schema, "so that the schema has the kinds that it registers")
     schema.add_argument("--space", action="store_true", help="print the schema of search spaces")
-    add_json(verbs.add_parser("list", help="name the shipped recipes and search spaces"))
-    upgrade = verbs.add_parser("upgrade", help=f"rewrite files of version 1 in the keys of version {VERSION}")
+    add_json(add_verb(verbs, "list", "name the shipped recipes and search spaces"))
+    upgrade = add_verb(verbs, "upgrade", f"rewrite files of version 1 in the keys of version {VERSION}")
     upgrade.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recipe or search space")
     upgrade.add_argument("--dry-run", action="store_true", help="print the changes, write nothing")
 
@@ -144,11 +144,11 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
     return 0
 
 
-def _prepare(path: Path) -> _Upgraded:
+def _prepare(path: Path) -> _PendingUpgrade:
     """Return the upgraded content of a file, without writing it.
 
     Raises:
-        UserError: it cannot be read, it is a search's own, or as `upgrade_text`.
+        UserError: it cannot be read, it belongs to a search, or as `upgrade_text`.
     """
     if path.name in (SPACE, BASE_RECIPE) and (path.parent / STATUS).is_file():
         raise UserError("belongs to a search, which is read in any version", where=str(path),
@@ -158,10 +158,10 @@ def _prepare(path: Path) -> _Upgraded:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path), fix="check the path") from None
     changed, changes = upgrade_text(text, str(path))
-    return _Upgraded(path, changed.encode("utf-8"), changes)
+    return _PendingUpgrade(path, changed.encode("utf-8"), changes)
 
 
-def _replace(upgrades: Sequence[_Upgraded]) -> None:
+def _replace(upgrades: Sequence[_PendingUpgrade]) -> None:
     """Replace files as wholes, with their permissions, once all can be written; links stay links.
 
     Raises:
@@ -180,7 +180,7 @@ def _replace(upgrades: Sequence[_Upgraded]) -> None:
 
 @contextmanager
 def _explain_failure(path: Path) -> Iterator[None]:
-    """Raise the user's mistake for a file that cannot be written."""
+    """Turn an OSError within the block into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -189,7 +189,7 @@ def _explain_failure(path: Path) -> Iterator[None]:
 
 
 def _mistakes(path: Path) -> list[UserError]:
-    """Return what the loader refuses of a rewritten file."""
+    """Return the errors that the loader has for a rewritten file."""
     try:
         raw, locations = read_mapping(path, "recipe")
         if not is_space(raw):

@@ -10,8 +10,9 @@ from scalablevit.config.root import platform_root
 from scalablevit.run_files import INDEX, REPORT, RUNS
 
 EPILOG = f"""\
-RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one. The page is made of what
-is there and replaces the folder's {REPORT}; nothing is computed again, and MLflow is not contacted.
+RUN is the name of a job's, a stage's or a search's folder below <root>/runs, or a path to one; a job is all that one
+command trains of a recipe. The page is made of what is there and replaces the folder's {REPORT}; nothing is computed
+again, and MLflow is not contacted.
 
 --index writes <root>/runs/{INDEX} in place of that: all runs by date with their state, their best metric and a link to
 their report, where they have one. It shows the runs as they are now; write it again when runs have gone on.

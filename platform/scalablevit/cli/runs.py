@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalablevit.cli.arguments import add_root
+from scalablevit.cli.arguments import add_root, add_verb
 from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
@@ -39,14 +39,16 @@ RAY_S = 60
 """Longest wait, in seconds, for Ray to take the request to stop a job."""
 
 EPILOG = """\
+A run is the folder below <root>/runs of a stage, a search or a job; a job is all that one command trains of a recipe.
+
 States: started (being prepared), running, finished, failed, killed (interrupted), lost (the process is gone without
 having written its end), unreadable (the run's status.json is damaged). The command that started a run continues it,
 unless it is finished. `running?` means that the process is on another machine: list waits up to 30 s for a sign of
 life in the run's folder and then prints the final state; a run that was found lost is not waited for again.
 
 stop stops the whole job that the run belongs to, as Ctrl-C does; a job that was submitted to a cluster by `ray job
-stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the local Ray head that `make full`
-started (its address is in <root>/head.json).
+stop`, on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else on the local Ray head whose address is in
+<root>/head.json.
 
 Exit codes: 0 done; 1 the run had not ended within 150 s; 2 no such run, or one that cannot be stopped from here."""
 
@@ -56,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     add_root(shared)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    add_json(verbs.add_parser("list", parents=[shared], help="a table of all runs"))
-    show = verbs.add_parser("show", parents=[shared], help="one run in detail")
-    show.add_argument("run")
+    add_json(add_verb(verbs, "list", "print a table of all runs", [shared]))
+    show = add_verb(verbs, "show", "print one run in detail", [shared])
+    show.add_argument("run", metavar="RUN", help="name of a run, as `runs list` prints it")
     add_json(show)
-    stop = verbs.add_parser("stop", parents=[shared], help="end a running one as Ctrl-C does")
-    stop.add_argument("run")
+    stop = add_verb(verbs, "stop", "stop the job that a run belongs to, as Ctrl-C does", [shared])
+    stop.add_argument("run", metavar="RUN", help="name of a run, as `runs list` prints it")
     stop.add_argument("--dry-run", action="store_true", help="say what would be stopped, stop nothing")
 
 

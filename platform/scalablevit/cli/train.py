@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the recipe")
     add_recipe(parser)
     add_root(parser)
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
     add_json(parser)
 
 

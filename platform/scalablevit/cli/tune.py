@@ -34,16 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=recipe_file, metavar="FILE",
                         help="base recipe of the search (default: the space's own)")  # fmt: skip
     add_root(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="refuse to start a search that has not been started before"
-    )
+    parser.add_argument("--resume", action="store_true", help="fail unless this search was started before")
     parser.add_argument(
         "--retrain",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="train the best trial's values at full length and register the model (default: yes)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, start nothing")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ VERBS = {
     ),
     "pretrain": Verb(
         "scalablevit.cli.train",
-        "Run the classification stage of a recipe: pretrain a backbone, evaluate and register it.",
+        "Run the classification stages of a recipe: pretraining or fine-tuning.",
     ),
     "segment": Verb(
         "scalablevit.cli.train",

@@ -64,7 +64,7 @@ class RandAugment(Section):
     magnitude_std: Annotated[float, Field(ge=0, le=10)] = 0.5
     """Standard deviation of the strength of each operation."""
     operations: PositiveInt = 2
-    """Operations drawn for an image, each applied with probability 0.5."""
+    """Operations sampled per image, each applied with probability 0.5."""
 
 
 class _Images(Section):
@@ -88,15 +88,17 @@ class _Images(Section):
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
     max_bad_fraction: Probability = 0.01
-    """Training stops when more than this fraction of the samples seen could not be decoded. With `coco`, also the
-    fraction of objects without a mask that are left out and counted where masks are read (10 in any case, but not all),
-    and of annotated names without a file; more are refused."""
+    """Largest fraction of samples that cannot be decoded. Training stops above this fraction of the samples seen, or of
+    1000 while fewer are seen; a split that is checked before training is refused above this fraction of its samples.
+    With `coco`, also the largest fraction of objects that lack a mask where masks are read (10 objects may lack one in
+    any case, but never all of them), and of annotated file names that are ambiguous."""
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are refused before decoding (decompression bombs)."""
     max_shared_fraction: Annotated[Probability, Field(json_schema_extra=NOT_HASHED)] = 0.01
-    """More than this fraction of the validation images may not be training images, too (equal bytes): refused."""
+    """Largest fraction of validation images that may also be training images (byte-identical); more is an error."""
     on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
-    """What a class does that a split has nothing of. Of three classes or fewer it always stops."""
+    """Whether a class that a split has nothing of is a warning or an error. It is always an error where there are three
+    classes or fewer, and where the training masks hold at most one class."""
 
     @model_serializer(mode="wrap")
     def _drop_empty_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:
@@ -121,19 +123,19 @@ def _before_crop(data: PlainValues) -> int:
 
 
 class LabelledImages(_Images):
-    """What sources of images share that are cropped to one size, as for classification.
+    """Keys of all sources whose images are cropped to one size, as for classification.
 
-    The section of a user's own source is a subclass of this class, or of another one whose images it has.
+    The section of a user's own source is a subclass of this class, or of the section whose kind of images it has.
     """
 
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square training and evaluation crop, pixels."""
     eval_resize: Annotated[int, Field(ge=16, le=4096)] = Field(default_factory=_before_crop)
-    """Shorter side before the centre crop in evaluation, pixels; by default 8/7 of image_size, as 256 is of 224."""
+    """Shorter side before the centre crop in evaluation, pixels; by default 8/7 of image_size (256 for 224)."""
     crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
-    """Area of the random resized crop, fraction of the image."""
+    """Area of the random resized crop as a fraction of the image, [min, max]."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
-    """Aspect ratio of the random resized crop."""
+    """Aspect ratio (width / height) of the random resized crop, [min, max]."""
     antialias: bool = True
     """Shrink images by averaging what a pixel covers, as torchvision does; false: interpolate between the nearest two
     pixels each way, which takes less time and changes the data when images shrink by more than about 1.5."""
@@ -166,9 +168,9 @@ class LabelledImages(_Images):
         if self.eval_resize < self.image_size:
             raise ValueError(f"eval_resize ({self.eval_resize}) must be at least image_size ({self.image_size})")
         if self.crop_scale[0] <= 0 or self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError(f"crop_scale {list(self.crop_scale)} must rise and start above 0")
+            raise ValueError(f"crop_scale {list(self.crop_scale)} must be [min, max] with 0 < min <= max")
         if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio {list(self.crop_ratio)} must rise")
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} must be [min, max] with min <= max")
         return self
 
     @property
@@ -185,7 +187,7 @@ class ImageFolder(LabelledImages):
 
 
 class TarShards(LabelledImages):
-    """Tar files in WebDataset's layout with an index, as `pipelines/pack.py` writes them."""
+    """Tar files in WebDataset's layout with an index, as `scalablevit pack` writes them."""
 
     source: Literal["tar_shards"]
     """Tar files with an index."""
@@ -199,17 +201,18 @@ class MaskPairs(_Images):
     classes: str | list[str]
     """Class names in id order, or a file inside `root` with one a line."""
     ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
-    """Mask value that takes no part in loss or metric."""
+    """Mask value whose pixels take no part in loss or metric; those of 255 never do."""
     reduce_zero_label: bool = False
-    """ADE20K: 0 becomes the ignore index and ids 1..K become 0..K-1."""
+    """ADE20K: pixels of mask value 0 are ignored (label 255), and values 1..K become the classes 0..K-1."""
     short_side: Annotated[int, Field(ge=16, le=16_384)] = 512
     """Images are scaled until the short side has these pixels, or the long side `long_side`."""
     long_side: Annotated[int, Field(ge=16, le=16_384)] = 2048
     """At most this many pixels on the long side."""
     crop_size: Annotated[int, Field(ge=16, le=16_384)] = 512
-    """Side of the random training crop, pixels; smaller images are padded with the ignore index."""
+    """Side of the random training crop, pixels. Smaller images are padded at the right and bottom with `mean`, their
+    masks with 255."""
     scale_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
-    """Random factor on `short_side` and `long_side` in training."""
+    """Random factor on `short_side` and `long_side` in training, [min, max]."""
     transforms: Transforms = ()
     """Users' own, by the names that `register_transform` gave them: applied to training images in this order, after all
     that is above; masks stay as they are."""
@@ -227,7 +230,7 @@ class MaskPairs(_Images):
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
         if self.scale_range[0] > self.scale_range[1]:
-            raise ValueError(f"scale_range {list(self.scale_range)} must rise")
+            raise ValueError(f"scale_range {list(self.scale_range)} must be [min, max] with min <= max")
         return self
 
     @property
@@ -246,9 +249,9 @@ class CocoInstances(_Images):
     long_side: Annotated[int, Field(ge=16, le=8192)] = 1333
     """At most this many pixels on the long side."""
     train_short_sides: tuple[Side, Side] | None = None
-    """Bounds between which the short side is drawn in training, both included; null: `short_side`."""
+    """Short side in training, sampled per image, [min, max], both included; null: `short_side`."""
     group_by_aspect: bool = True
-    """Make training steps of landscape or of portrait images alone, so that little is padded."""
+    """Make the batch of a training step of landscape or of portrait images only, so that little is padded."""
     instance_masks: bool = True
     """Read instance masks (Mask R-CNN needs them); false saves time where only boxes are used."""
 
@@ -259,15 +262,15 @@ class CocoInstances(_Images):
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
         if self.train_short_sides and self.train_short_sides[0] > self.train_short_sides[1]:
-            raise ValueError(f"train_short_sides {list(self.train_short_sides)} must rise")
+            raise ValueError(f"train_short_sides {list(self.train_short_sides)} must be [min, max] with min <= max")
         if self.train_short_sides and self.train_short_sides[1] > self.long_side:
             raise ValueError(f"train_short_sides {list(self.train_short_sides)} end above long_side ({self.long_side})")
         return self
 
     @property
     def training_pixels(self) -> int:
-        """Return the pixels of a training image at the most, near enough."""
-        return self.short_side * self.long_side
+        """Return an upper bound on the pixels of a training image, before padding."""
+        return max((self.short_side, *(self.train_short_sides or ()))) * self.long_side
 
 
 DataSection = LabelledImages | MaskPairs | CocoInstances

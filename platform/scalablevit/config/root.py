@@ -16,8 +16,8 @@ def platform_root(given: str | None, *, make: bool = True) -> Path:
         make: create the folder if it does not exist; false in scripts that look for something in it.
 
     Raises:
-        UserError: it is in a Ray session folder, which vanishes with the head; is no folder; cannot be created; or has
-            control characters in its name.
+        UserError: it is in a Ray session folder, which is temporary; is no folder; cannot be created; or has control
+            characters in its name.
     """
     root = Path(given or os.environ.get("SCALABLEVIT_ROOT") or "~/scalablevit").expanduser().resolve()
     refuse_session_folder(str(root), "--root")
@@ -79,7 +79,7 @@ def refuse_session_folder(path: str, where: str) -> None:
     """
     if any(re.fullmatch(r"session_(latest|\d{4}-\d\d-\d\d_.*)", part) for part in Path(path).parts):
         raise UserError(
-            f"{path} is in a Ray session folder, which vanishes with the head",
+            f"{path} is in a Ray session folder, which is temporary",
             where=where,
             fix="name a folder that stays, e.g. --root ~/scalablevit",
         )

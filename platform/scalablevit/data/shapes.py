@@ -17,7 +17,7 @@ from scalablevit.config.section import PlainValues
 from scalablevit.data.coco_format import CocoAnnotation, CocoCategory, CocoFile, CocoImage
 
 GENERATION = 1
-"""Version of the pictures, raised whenever they change: existing data of another version is refused."""
+"""Version of the images, raised whenever they change: existing data of another version is refused."""
 MARKER = "shapes.json"
 """File in the data set's folder with the parameters that it was made with."""
 BACKGROUND = 0
@@ -30,13 +30,17 @@ CLASSES = tuple(CATEGORY_IDS)
 _JPEG_QUALITY = 92
 _SUBPIXELS = 4  # binary digits of the fraction of drawn coordinates
 _VISIBLE = 0.4  # least fraction of a shape that is not covered by later ones
-_DARK = (15.0, 120.0)  # backgrounds and clutter, per channel
+_DARK = (15.0, 120.0)  # backgrounds and bars, per channel
 _LIGHT = (105.0, 240.0)  # shapes: lighter on the whole, not in every channel
 _TURN = 0.5  # most rotation in either direction, radians
 _SPLITS = ("train", "val")
 
 Points = NDArray[np.float64]
 """(corners, 2): x, y."""
+Point = NDArray[np.float64]
+"""(2,): x, y, pixels."""
+Color = NDArray[np.float64]
+"""(3,): RGB, 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def write_shapes(shapes: Shapes, root: Path) -> None:
 
 
 def draw_dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArray[np.uint8]:
-    """Return an image of one large shape behind clutter, uint8 (side, side, 3), RGB.
+    """Return an image of one large shape behind at most two bars, uint8 (side, side, 3), RGB.
 
     Args:
         rng: source of all randomness.
@@ -101,9 +105,9 @@ def draw_dominant_shape(rng: np.random.Generator, side: int, name: str) -> NDArr
 
 
 def draw_scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], list[Instance]]:
-    """Return an image of at most four shapes, which may overlap, uint8 (side, side, 3), RGB, and its instances.
+    """Return an image of one to four shapes, which may overlap, uint8 (side, side, 3), RGB, and its instances.
 
-    Two to four shapes are drawn; one that would hide too much of an earlier one is not.
+    Two to four shapes are tried; one that would hide too much of an earlier one is not drawn.
 
     Args:
         rng: source of all randomness.
@@ -218,7 +222,7 @@ class Coco:
                     "category_id": CATEGORY_IDS[instance.name],
                     "bbox": [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
                     "area": int(instance.visible.sum()),
-                    "segmentation": {"size": [self._side, self._side], "counts": run_lengths(instance.visible)},
+                    "segmentation": {"size": [self._side, self._side], "counts": encode_rle(instance.visible)},
                     "iscrowd": 0,
                 }
             )
@@ -231,7 +235,7 @@ class Coco:
         return {"images": self._images, "annotations": self._annotations, "categories": categories}
 
 
-def run_lengths(region: NDArray[np.bool_]) -> list[int]:
+def encode_rle(region: NDArray[np.bool_]) -> list[int]:
     """Return the lengths of the runs of False and True in turn, column by column, from False on (COCO's format).
 
     Args:
@@ -270,7 +274,7 @@ OUTLINES: dict[str, tuple[Points, ...]] = {
 """Closed outlines, (corners, 2) each, within the unit circle; a second one is a hole."""
 
 
-def _draw(name: str, center: Points, radius: float, angle: float, side: int) -> NDArray[np.bool_]:
+def _draw(name: str, center: Point, radius: float, angle: float, side: int) -> NDArray[np.bool_]:
     """Return the pixels (side, side) of a shape that is rotated by `angle`, in radians."""
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     canvas = np.zeros((side, side), np.uint8)
@@ -281,7 +285,7 @@ def _draw(name: str, center: Points, radius: float, angle: float, side: int) -> 
     return canvas.astype(np.bool_)
 
 
-def _texture(rng: np.random.Generator, side: int, color: Points) -> NDArray[np.float32]:
+def _texture(rng: np.random.Generator, side: int, color: Color) -> NDArray[np.float32]:
     """Return a blotchy surface around a colour, (side, side, 3)."""
     cells = int(rng.integers(2, 9))
     blotches = rng.normal(0, rng.uniform(6, 22), (cells, cells, 3)).astype(np.float32)

@@ -154,7 +154,7 @@ def open_shards(folder: Path, where: str) -> Listing:
     """Read a folder's index, and compare it with the sizes of the shards.
 
     Args:
-        folder: made by `pipelines/pack.py`.
+        folder: made by `scalablevit pack`.
         where: dotted recipe key, for errors.
 
     Raises:

@@ -24,7 +24,8 @@ class RunStore:
     location: str
     """The folder in run storage: a path or an address such as s3://bucket/folder."""
     local: Path
-    """The folder on the driver's disk: outbox and readable files; the same folder when storage is local."""
+    """`<root>/runs/<name>` on the driver's disk: outbox, status, plots and reports. Equal to `location` only where
+    `cluster.storage` is null."""
 
     @classmethod
     def open(cls, name: str, storage: str | None, root: Path) -> "RunStore":
@@ -45,7 +46,7 @@ class RunStore:
             root: the platform's root folder.
 
         Raises:
-            UserError: the folder is inside a session folder of Ray, which vanishes with the head.
+            UserError: the folder is inside a session folder of Ray, which is temporary.
         """
         local = root / RUNS / name
         if storage is None:

@@ -118,7 +118,7 @@ class WorkerCallbacks:
         """Return the metrics on the validation split, equal on all ranks."""
         context = self._context
         batches, registered = eval_batches_of(context, self._val), registered_metrics(context.stage)
-        return evaluate(context.task, model, batches, context.autocast(), registered=registered)
+        return evaluate(context.task, model, batches, context.autocast(), registered_metrics=registered)
 
     def report(self, record: Record) -> None:
         """Report a record, at once or with later ones: see `ThrottledReporter`."""

@@ -1,4 +1,4 @@
-"""Distributed evaluation: every validation sample exactly once, metrics summed over the ranks."""
+"""Distributed evaluation: every validation sample exactly once, one set of metrics over the samples of all ranks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,7 @@ from scalablevit.training.collectives import end_with_changed_files, world_size
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the buffers (batch statistics) of rank 0, whose state is saved, to every rank."""
+    """Broadcast rank 0's buffers (BatchNorm running statistics), the ones that checkpoints hold."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -29,10 +29,12 @@ def evaluate(
     batches: Iterable[Batch],
     autocast: torch.autocast,
     *,
-    augmentation: Augmentation | None = None,
-    registered: Sequence[RegisteredMetric] = (),
+    test_time_augmentation: Augmentation | None = None,
+    registered_metrics: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
-    """Return the metrics of a model on the validation split, summed over the shares of all ranks.
+    """Return the metrics of a model over the validation samples of all ranks, by name (`val/...`); equal on every rank.
+
+    Their units are those of the metrics' `compute`: fractions of 0 to 1, numbers of samples, and the loss.
 
     The model's mode is restored afterwards. Every rank must call it, even if its share is empty. Samples that could not
     be decoded are skipped, and counted as `val/bad_samples`.
@@ -42,19 +44,20 @@ def evaluate(
         model: the model, on its device.
         batches: the batches of this rank's share.
         autocast: context entered for each prediction.
-        augmentation: the recipe's test-time augmentation; None: without.
-        registered: users' metrics, in addition to the task's metric.
+        test_time_augmentation: the recipe's test-time augmentation; None: without.
+        registered_metrics: users' metrics, in addition to the task's metric.
 
     Raises:
-        UserError: files have changed since the run began, or no sample could be decoded.
+        UserError: files have changed since the run began, no sample could be decoded, or a metric cannot be computed,
+            as mIoU where no pixel is labelled.
         ValueError: a user's metric returns values under other names than its own.
     """
     was_training = model.training
     model.eval()
     broadcast_buffers(model)
-    metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered]
+    metric, user_metrics = task.metric(), [info.build(task.classes) for info in registered_metrics]
     good, bad, changed = 0, 0, set[str]()
-    predict = task.predict if augmentation is None else augmentation.predict
+    predict = task.predict if test_time_augmentation is None else test_time_augmentation.predict
     # Autocast drops its cached casts of the weights when the outermost region ends: inside this one they are made once.
     with torch.autocast(autocast.device, enabled=False):
         for batch in batches:
@@ -83,7 +86,7 @@ def evaluate(
             fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
         )
     metrics = metric.compute()
-    for info, user_metric in zip(registered, user_metrics, strict=True):
+    for info, user_metric in zip(registered_metrics, user_metrics, strict=True):
         metrics |= _own_value(info, user_metric.compute())
     return {**metrics, "val/bad_samples": float(total_bad)}
 

@@ -150,9 +150,10 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     data = SampleDataset(source, data_section, stage.training.seed, train=False)
     model = model.to(context.device)
     batches, registered = eval_batches_of(context, data), registered_metrics(stage)
-    return WorkerResult(
-        metrics=evaluate(task, model, batches, context.autocast(), augmentation=augmentation, registered=registered)
+    metrics = evaluate(
+        task, model, batches, context.autocast(), test_time_augmentation=augmentation, registered_metrics=registered
     )
+    return WorkerResult(metrics=metrics)
 
 
 def _load_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module:

@@ -9,21 +9,23 @@ import optuna
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from optuna.study import StudyDirection
-from optuna.visualization import matplotlib as views
+from optuna.visualization import matplotlib as optuna_plots
 
 from scalablevit.viz.palette import class_hex
 from scalablevit.viz.style import DPI, plain
 
 SIZE = (9.0, 5.5)
 """Width and height in inches."""
-LEADING = 3
+COLORED_TRIALS = 3
 """Number of the best trials whose curves are drawn in colour."""
 
 
 def save_plots(
     study: optuna.Study, curves: Mapping[int, Mapping[int, float]], ranking: Sequence[int], metric: str, folder: Path
 ) -> list[Path]:
-    """Draw the plots that the trials allow: importance needs at least two trials with different values.
+    """Write curves.png, history.png, parallel_coordinates.png and importance.png, as far as the trials allow.
+
+    history.png needs a trial; parallel_coordinates.png and importance.png need two different values of the metric.
 
     Args:
         study: the evaluated trials.
@@ -36,16 +38,19 @@ def save_plots(
         The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_save(_draw_curves(curves, ranking[:LEADING], metric), folder / "curves.png")]
+    files = [_save(_draw_curves(curves, ranking[:COLORED_TRIALS], metric), folder / "curves.png")]
     values = {trial.value for trial in study.trials}
-    drawn: dict[str, Callable[..., Any]] = {"history": views.plot_optimization_history}
+    plots: dict[str, Callable[..., Any]] = {"history": optuna_plots.plot_optimization_history}
     if len(values) > 1:
-        drawn |= {"parallel_coordinates": views.plot_parallel_coordinate, "importance": views.plot_param_importances}
+        plots |= {
+            "parallel_coordinates": optuna_plots.plot_parallel_coordinate,
+            "importance": optuna_plots.plot_param_importances,
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Optuna lays its figures out itself, and matplotlib warns about that at each of them
         warnings.simplefilter("ignore", UserWarning)
-        for name, draw in drawn.items():
+        for name, draw in plots.items():
             if study.trials:
                 axes = draw(study, target_name=plain(metric))
                 for lines in axes.collections:

@@ -108,7 +108,7 @@ def suffix(name: str) -> str:
 
 
 def stem(name: str) -> str:
-    """Return a name without its suffix."""
+    """Return a relative name without its suffix; its folders stay."""
     before, dot, after = name.rpartition(".")
     return before if dot and before and "/" not in after else name
 

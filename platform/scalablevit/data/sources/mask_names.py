@@ -9,7 +9,7 @@ from scalablevit.data.decoding import MASK_FORMATS, SUFFIXES
 from scalablevit.data.names import printable
 from scalablevit.data.sources.files import describe_suffixes, format_first, stem, suffix
 
-MASK_SUFFIXES = frozenset(ending for kind in MASK_FORMATS for ending in SUFFIXES[kind])
+MASK_SUFFIXES = frozenset(mask_suffix for kind in MASK_FORMATS for mask_suffix in SUFFIXES[kind])
 _NAMED_PATTERNS = 3
 _SEPARATORS = "_-. "
 
@@ -17,24 +17,25 @@ _SEPARATORS = "_-. "
 def match_masks(
     images: Sequence[str], files: Sequence[str], image_folder: Path, mask_folder: Path, where: str
 ) -> list[str]:
-    """Return the mask of each image: the file of the same relative name with a mask's suffix.
+    """Return the mask of each image: the file whose relative name differs only in its suffix, which is a mask's.
 
-    Of several masks the one that ends in `.png` is used.
+    Where an image has several, the one that ends in `.png` is used.
 
     Args:
         images: relative names.
         files: relative names of all files in the folder of masks.
-        image_folder: folder of the images, for messages and to exclude them where it is also that of the masks.
+        image_folder: folder of the images. Where it is also `mask_folder`, images are not taken for masks.
         mask_folder: folder of the masks.
         where: the split's key, for errors.
 
     Raises:
-        UserError: images share a name, or have no mask or several, or masks have no image.
+        UserError: images have names that differ only in their suffix, an image has no mask or several, or masks have no
+            image.
     """
     stems = Counter(map(stem, images))
     if twice := [name for name in images if stems[stem(name)] > 1]:
         raise UserError(
-            f"images of {image_folder} share a name and so a mask: {format_first(twice)}",
+            f"images of {image_folder} differ only in their suffix, and so share a mask: {format_first(twice)}",
             where=f"{where}.images",
             fix="rename or remove one of each",
         )
@@ -65,14 +66,14 @@ def _refuse_unmatched(
     problems, fixes = [], []
     several = [by_stem[stem(name)] for name, mask in masks.items() if mask is None and stem(name) in by_stem]
     if several:
-        named = format_first([" and ".join(names) for names in several])
-        problems.append(f"{len(several)} images of {image_folder} have several masks in {mask_folder}: {named}")
+        listed = format_first([" and ".join(names) for names in several])
+        problems.append(f"{len(several)} images of {image_folder} have several masks in {mask_folder}: {listed}")
         fixes.append("remove all but one of each")
     if maskless := [name for name, mask in masks.items() if mask is None and stem(name) not in by_stem]:
-        others, advice = _describe_others(maskless, sorted(set(files).difference(filter(None, masks.values()))))
+        description, advice = _describe_others(maskless, sorted(set(files).difference(filter(None, masks.values()))))
         problems.append(
             f"{len(maskless)} images of {image_folder} have no mask in {mask_folder}: {format_first(maskless)}; "
-            f"{others}"
+            f"{description}"
         )
         fixes.append(advice)
     stems = {stem(name) for name in masks}
@@ -109,25 +110,25 @@ def _describe_others(maskless: Sequence[str], others: Sequence[str]) -> tuple[st
     name, image = examples[common[0][0]]
     if suffix(name) in SUFFIXES["JPEG"]:
         return text, "JPEG changes class ids: write the masks again as PNG, from what they were made of"
-    ending = suffix(name) if suffix(name) in MASK_SUFFIXES else "png"
-    change = "rename" if ending == suffix(name) else "convert"
-    return text, f"{change} them: {printable(name)} to {printable(stem(image))}.{ending}"
+    mask_suffix = suffix(name) if suffix(name) in MASK_SUFFIXES else "png"
+    change = "rename" if mask_suffix == suffix(name) else "convert"
+    return text, f"{change} them: {printable(name)} to {printable(stem(image))}.{mask_suffix}"
 
 
 def _patterns(name: str, by_stem: dict[str, str], by_base: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield patterns by which a file may be named after an image without a mask, and that image."""
-    folder, base, ending = _split(name)
+    folder, base, dotted_suffix = _split(name)
     if image := by_stem.get(folder + base):
-        yield f"{{stem}}{ending}", image
+        yield f"{{stem}}{dotted_suffix}", image
         return
     if image := by_base.get(base):
-        yield f"{{stem}}{ending} in another folder", image
+        yield f"{{stem}}{dotted_suffix} in another folder", image
         return
     for at in (i for i, letter in enumerate(base) if letter in _SEPARATORS):
         if image := by_stem.get(folder + base[:at]):
-            yield f"{{stem}}{base[at:]}{ending}", image
+            yield f"{{stem}}{base[at:]}{dotted_suffix}", image
         if image := by_stem.get(folder + base[at + 1 :]):
-            yield f"{base[: at + 1]}{{stem}}{ending}", image
+            yield f"{base[: at + 1]}{{stem}}{dotted_suffix}", image
 
 
 def _split(name: str) -> tuple[str, str, str]:

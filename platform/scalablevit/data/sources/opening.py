@@ -74,7 +74,7 @@ def source_of(data: Data, split: SplitName, root: Path, listing: Listing) -> Sou
 
 
 def open_class_folders(folder: Path) -> Source:
-    """Return the source of a folder of class folders, without a recipe, for `pipelines/pack.py`.
+    """Return the source of a folder of class folders, without a recipe, for `scalablevit pack`.
 
     Raises:
         UserError: the folder is missing, empty or unreadable, or a link leads out of it.

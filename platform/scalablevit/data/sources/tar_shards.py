@@ -1,4 +1,4 @@
-"""The source of tar shards with an index, as `pipelines/pack.py` writes them."""
+"""The source of tar shards with an index, as `scalablevit pack` writes them."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -33,13 +33,13 @@ class TarShardsSource(Source):
 
     @classmethod
     def find(cls, data: TarShards, split: SplitName, base: Path, *, alone: bool = False) -> Self:
-        """Read the index of a split.
+        """Return the source of a split; read the indices of both splits, unless `alone`.
 
         Args:
             data: the recipe's data section.
             split: which split.
             base: folder of the data set.
-            alone: do not read the other split's index, whose classes must otherwise be the same.
+            alone: read this split's index only; otherwise both splits must have the same classes.
 
         Raises:
             UserError: a folder or an index is missing or wrong, or the splits' classes differ.
@@ -62,13 +62,13 @@ class TarShardsSource(Source):
         return [(self.images, self.shards.file_names)]
 
     def rows(self, i: int) -> list[int]:
-        """Return the row of the shard with image i."""
+        """Return the row of `contents` of the shard with image i, in a list."""
         return [self.shards.shard_of(i)]
 
     def image_sums(self, deadline: float | None = None) -> NDArray[np.uint8]:
         """Return the SHA-256 of each image inside the shards, (samples, 32); zeros where it cannot be read.
 
-        All images are read; with a cache only the first time.
+        All images are read, unless the cache has their sums and the stamps of all shards are trusted and unchanged.
 
         Args:
             deadline: time of `time.monotonic()`, in seconds; None: no deadline.
@@ -78,8 +78,10 @@ class TarShardsSource(Source):
         """
         stamps = self.read_contents().stamps[np.searchsorted(self.shards.ends, np.arange(len(self)), side="right")]
         cached = self.cache.load(f"{self.images}#images") if self.cache else None
-        if cached is not None and cached[0] == self.names and np.array_equal(cached[1], stamps) and stamps[:, 2].all():
-            return cached[2]
+        if cached is not None:
+            names, known_stamps, known_sums = cached
+            if names == self.names and np.array_equal(known_stamps, stamps) and stamps[:, 2].all():
+                return known_sums
 
         progress = Progress(f"images inside the shards of {self.images}", len(self), "images", deadline)
 

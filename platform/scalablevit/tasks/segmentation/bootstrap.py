@@ -13,23 +13,23 @@ from scalablevit.tasks.sample_statistics import Choice
 
 
 class OverlapStatistics:
-    """Each image's right, labelled and predicted pixels by class; implements `SampleStatistics`.
+    """Each image's numbers of right, labelled and predicted pixels by class; implements `SampleStatistics`.
 
-    The metrics need no more of an image's confusion matrix.
+    The metrics need no more of an image's confusion matrix. Call `update` only before the first `metric`.
 
     Args:
-        classes: number of classes.
-        metric: `miou`, `macc` or `aacc`, as in `tasks.segmentation.confusion.ConfusionMetric`.
+        num_classes: number of classes.
+        metric_name: `miou`, `macc` or `aacc`, as in `tasks.segmentation.confusion.ConfusionMetric`.
 
     Raises:
         ValueError: another metric.
     """
 
-    def __init__(self, classes: int, metric: str) -> None:
-        if metric not in ("miou", "macc", "aacc"):
-            raise ValueError(f"no metric {metric!r}")
-        self.classes = classes
-        self.kind = metric
+    def __init__(self, num_classes: int, metric_name: str) -> None:
+        if metric_name not in ("miou", "macc", "aacc"):
+            raise ValueError(f"no metric {metric_name!r}")
+        self._num_classes = num_classes
+        self._metric_name = metric_name
         self.indices: list[int] = []
         self._counts: list[NDArray[np.int64]] = []
 
@@ -37,10 +37,10 @@ class OverlapStatistics:
         """Add label maps (height, width) with `batch.masks`; pixels whose mask is 255 do not count."""
         for predicted, mask in zip(predictions, batch.masks, strict=True):
             counted = mask != IGNORE
-            labels, guesses = mask[counted].long(), predicted[counted].long()
+            labels, predicted_labels = mask[counted].long(), predicted[counted].long()
             rows = [
-                torch.bincount(values, minlength=self.classes)
-                for values in (labels[labels == guesses], labels, guesses)
+                torch.bincount(values, minlength=self._num_classes)
+                for values in (labels[labels == predicted_labels], labels, predicted_labels)
             ]
             self._counts.append(torch.stack(rows).cpu().numpy())
         self.indices += batch.indices.tolist()
@@ -51,12 +51,18 @@ class OverlapStatistics:
         return np.stack(self._counts).reshape(len(self._counts), -1).astype(np.float64)
 
     def metric(self, chosen: Choice) -> float:
-        """Return the metric of the counts summed over the images, 0 to 1, computed as `ConfusionMetric` does."""
-        times = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
-        hits, labelled, predicted = (times @ self._flat).reshape(3, self.classes)
-        if not labelled.sum():
+        """Return the metric of the counts summed over images, 0 to 1; nan where no pixel is labelled.
+
+        Otherwise it is what `ConfusionMetric` computes, which refuses images without a labelled pixel.
+
+        Args:
+            chosen: (n,) positions in `indices`; an image that occurs twice counts twice.
+        """
+        weights = np.bincount(chosen, minlength=len(self._flat)).astype(np.float64)
+        hit_pixels, labelled_pixels, predicted_pixels = (weights @ self._flat).reshape(3, self._num_classes)
+        if not labelled_pixels.sum():
             return float("nan")
-        if self.kind == "aacc":
-            return float(hits.sum() / labelled.sum())
-        pixels = labelled + predicted - hits if self.kind == "miou" else labelled
-        return float((hits[pixels > 0] / pixels[pixels > 0]).mean())
+        if self._metric_name == "aacc":
+            return float(hit_pixels.sum() / labelled_pixels.sum())
+        divisors = labelled_pixels + predicted_pixels - hit_pixels if self._metric_name == "miou" else labelled_pixels
+        return float((hit_pixels[divisors > 0] / divisors[divisors > 0]).mean())
