@@ -417,7 +417,7 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
         finally:
             end_group(process)
     print("The Ray head stays up for further jobs; 'make head-stop' stops it.", end=" ")
-    print("The same command again continues the run.")
+    print("Once the job has ended, the same command continues the run.")
     return code
 
 
@@ -443,7 +443,7 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
     deadline = time.monotonic() + JOB_STOP_S + LEAVE_S
     while time.monotonic() < deadline:
         if signals.leaves:
-            print_job_continues(root, job)
+            print_job_continues(root, job, asked_to_stop=stop_accepted)
             return 130
         state = job_state(head, job)
         if state in SHOWN_END:
@@ -460,7 +460,7 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
         if not stop_accepted:
             stop_accepted = stop_job(head, job)
         time.sleep(POLL_S)
-    print_job_continues(root, job)
+    print_job_continues(root, job, asked_to_stop=stop_accepted)
     return 130
 
 
@@ -482,11 +482,12 @@ def stop_job(head: Head, job: str) -> bool:
         return False
 
 
-def print_job_continues(root: Path, job: str) -> None:
+def print_job_continues(root: Path, job: str, *, asked_to_stop: bool = False) -> None:
     """Print how to see and stop a job that this process no longer waits for."""
     quoted_root = shlex.quote(str(root))
+    what = "was asked to stop, and may still be saving" if asked_to_stop else "goes on by itself"
     print(
-        f"\njob {job} goes on by itself. Its runs: python pipelines/runs.py list --root {quoted_root}; to stop one: "
+        f"\njob {job} {what}. Its runs: python pipelines/runs.py list --root {quoted_root}; to stop one: "
         f"python pipelines/runs.py stop RUN --root {quoted_root}; the head and all its jobs: "
         f"python infra/head.py stop --root {quoted_root}",
         flush=True,
