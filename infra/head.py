@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import random
@@ -22,6 +21,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "platform"))
+from scalablevit.machine import is_this_machine, machine_name  # noqa: E402  # of this checkout, as in pipelines/
 
 LOOPBACK = "127.0.0.1"
 MARKER = "SCALABLEVIT_HEAD_ID"
@@ -45,7 +48,6 @@ SILENT_S = 30.0
 SHOWN_END = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 """States of a job that Ray will not change, with the exit code of `job.py` once it has printed that state, or an error.
 """
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class HeadError(Exception):
@@ -70,7 +72,7 @@ class Head:
     log: str
     """File with the output of `ray start`."""
     machine: str = ""
-    """`this_machine()` where it was started; records of earlier releases lack it."""
+    """`machine_name()` where it was started; records of earlier releases lack it."""
 
     def request(self, path: str, timeout_s: float, method: str = "GET") -> bytes:
         """Return the body of the dashboard's response.
@@ -113,16 +115,6 @@ class Head:
         }
 
 
-def this_machine() -> str:
-    """Return this machine's host name, and a digest of its id where it has one: machines may share a name."""
-    host = socket.gethostname()
-    try:
-        machine = Path("/etc/machine-id").read_bytes().strip()
-    except OSError:
-        return host
-    return f"{host} {hashlib.sha256(machine).hexdigest()[:12]}"  # systemd asks not to show the id itself
-
-
 def read_record(root: Path) -> Head | None:
     """Return the recorded head of this machine, running or not; None without a record.
 
@@ -131,13 +123,14 @@ def read_record(root: Path) -> Head | None:
     """
     record = root / "head.json"
     try:
-        head = Head(**json.loads(record.read_text(encoding="utf-8")))
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        names = [field.name for field in dataclasses.fields(Head) if field.name in recorded]
+        head = Head(**{name: recorded[name] for name in names})  # a later release may record more
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise HeadError(f"{record} is damaged ({error}); remove it if no head is running") from None
-    # its address and process id mean something else here; but a machine that was only renamed has its processes
-    if head.machine not in ("", this_machine()) and not processes_of(head):
+    if head.machine and not is_this_machine(head.machine):  # its address and process id mean something else here
         host = head.machine.partition(" ")[0]
         raise HeadError(
             f"the head of {root} was started on {host} and can be used and stopped there only; take another --root "
@@ -295,7 +288,7 @@ def start(root: Path, num_cpus: int | None, timeout_s: float) -> Head:
         )  # fmt: skip
     head = Head(
         id=head_id, pid=process.pid, dashboard=f"http://{LOOPBACK}:{dashboard}", address=f"{LOOPBACK}:{gcs}",
-        token_file=str(token_file), temp_dir=str(temp_dir), log=str(log), machine=this_machine(),
+        token_file=str(token_file), temp_dir=str(temp_dir), log=str(log), machine=machine_name(),
     )  # fmt: skip
     write_record(root, head)
     deadline = time.monotonic() + timeout_s
@@ -424,7 +417,7 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
         finally:
             end_group(process)
     print("The Ray head stays up for further jobs; 'make head-stop' stops it.", end=" ")
-    print("The same command again continues the run.")
+    print("Once the job has ended, the same command continues the run.")
     return code
 
 
@@ -450,7 +443,7 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
     deadline = time.monotonic() + JOB_STOP_S + LEAVE_S
     while time.monotonic() < deadline:
         if signals.leaves:
-            print_job_continues(root, job)
+            print_job_continues(root, job, asked_to_stop=stop_accepted)
             return 130
         state = job_state(head, job)
         if state in SHOWN_END:
@@ -467,7 +460,7 @@ def stop_and_wait(root: Path, head: Head, job: str, process: "subprocess.Popen[b
         if not stop_accepted:
             stop_accepted = stop_job(head, job)
         time.sleep(POLL_S)
-    print_job_continues(root, job)
+    print_job_continues(root, job, asked_to_stop=stop_accepted)
     return 130
 
 
@@ -489,11 +482,12 @@ def stop_job(head: Head, job: str) -> bool:
         return False
 
 
-def print_job_continues(root: Path, job: str) -> None:
+def print_job_continues(root: Path, job: str, *, asked_to_stop: bool = False) -> None:
     """Print how to see and stop a job that this process no longer waits for."""
     quoted_root = shlex.quote(str(root))
+    what = "was asked to stop, and may still be saving" if asked_to_stop else "goes on by itself"
     print(
-        f"\njob {job} goes on by itself. Its runs: python pipelines/runs.py list --root {quoted_root}; to stop one: "
+        f"\njob {job} {what}. Its runs: python pipelines/runs.py list --root {quoted_root}; to stop one: "
         f"python pipelines/runs.py stop RUN --root {quoted_root}; the head and all its jobs: "
         f"python infra/head.py stop --root {quoted_root}",
         flush=True,

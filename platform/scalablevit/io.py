@@ -19,7 +19,7 @@ def write_file(file: Path, content: bytes, *, durable: bool = True) -> None:
     with written_part(file, content, durable=durable) as part:
         part.replace(file)
     if durable:
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def written_part(file: Path, content: bytes, *, durable: bool = True) -> Iterato
         part.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring a folder's entries to the disk: a new file is there only when its entry is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

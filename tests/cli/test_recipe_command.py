@@ -96,6 +96,32 @@ def test_when_one_file_cannot_be_written_none_is(
     assert capsys.readouterr().out == ""
 
 
+def test_a_file_that_cannot_be_replaced_is_named_with_those_that_were(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is mounted into a container."""
+    mounted = mine.with_name("mounted.yaml")
+    mounted.write_text(RECIPE)
+    replace = Path.replace
+
+    def refuse(part: Path, target: Path) -> Path:
+        if target == mounted:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match="cannot be written: Device or resource busy; replaced already: ") as caught:
+        upgrade(mine, mounted)
+    assert caught.value.where == str(mounted) and caught.value.what.endswith(f"replaced already: {mine}")
+    assert "version: 2" in mine.read_text() and mounted.read_text() == RECIPE and len(list(mine.parent.iterdir())) == 2
+
+
+def test_new_entries_of_folders_reach_the_disk(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    monkeypatch.setattr("scalablevit.cli.recipe.sync_folder", folders.append)
+    assert upgrade(mine) == 0 and folders == [mine.parent]
+
+
 def test_a_folder_that_is_not_writable(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

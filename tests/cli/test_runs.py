@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness.machines import be_machine
 
 from scalablevit.cli import runs
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
+from scalablevit.machine import machine_name
 from scalablevit.run_files import LEASE
 from scalablevit.runs import lease as leases
 from scalablevit.runs import status
@@ -201,15 +202,26 @@ def test_the_head_of_the_root_is_found_by_its_record(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.usefixtures("owner")
-def test_a_head_of_another_machine_is_not_asked(tmp_path, capsys, asked):
+@pytest.mark.parametrize(
+    ("started_on", "now", "words"),
+    [
+        (("far", "4" * 32), ("near", "4" * 32), "no such job"),  # renamed, or a container started again
+        (("near", "4" * 32), ("near", "5" * 32), "started on near"),
+        (("far", None), ("near", None), "started on far"),
+        (("near", None), ("near", None), "no such job"),
+    ],
+)
+def test_a_head_of_another_machine_is_not_asked(tmp_path, capsys, monkeypatch, asked, started_on, now, words):
     """The root is shared; its address is 127.0.0.1, which is another machine here."""
     submitted(tmp_path)
     record = tmp_path / "head.json"
-    for machine, words in ((f"{socket.gethostname()} 0123456789ab", "no such job"), ("far 0123", "started on far")):
-        record.write_text(json.dumps({**json.loads(record.read_text()), "machine": machine}))
-        with pytest.raises(UserError, match=words) as caught:
-            run(capsys, "stop", "alive", "--root", str(tmp_path))
-    assert len(asked) == 1 and caught.value.where == str(record) and "RAY_API_SERVER_ADDRESS" in caught.value.fix
+    be_machine(monkeypatch, tmp_path, *started_on)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "machine": machine_name()}))
+    be_machine(monkeypatch, tmp_path, *now)
+    with pytest.raises(UserError, match=words) as caught:
+        run(capsys, "stop", "alive", "--root", str(tmp_path))
+    if "started" in words:
+        assert not asked and caught.value.where == str(record) and "RAY_API_SERVER_ADDRESS" in caught.value.fix
 
 
 @pytest.mark.usefixtures("owner")

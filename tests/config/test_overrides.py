@@ -240,6 +240,10 @@ def test_the_last_of_two_equal_overrides_counts() -> None:
         (DETECT, "data.mixup_alpha=1", ["fix: leave it out: only classification has data.mixup"]),
         # a stage first, or a stage as a whole
         (FULL, "detect.training.seed=3", ["no section 'detect'\n", "fix: write stages.detect.training.seed=3"]),
+        (FULL, "stages.detect.segment.x=1", ["no section 'segment'", "fix: sections: "]),
+        (FULL, "stages.detect.detect.training.seed=3", ["fix: write stages.detect.training.seed=3"]),
+        (FULL, "stages.segment.imgsz=64", ["no section 'imgsz'\n", "fix: write data.crop_size"]),
+        (FULL, "stages.detect.budget.trials=3", ["fix: write space.budget.trials=3 for "]),
         (FULL, "detect=3", ["fix: write stages.detect.<section>.<key>=value"]),
         (FULL, "stages.detect={a: 1}", ["an override sets a section or a key of a stage",
                                         "fix: write stages.detect.<section>.<key>=value"]),

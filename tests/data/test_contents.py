@@ -1,11 +1,11 @@
 """Sums of files: nothing unchanged is read again, and no change is missed."""
 
 import os
-import platform
 import sqlite3
 from pathlib import Path
 
 import pytest
+from harness.machines import be_machine
 
 from scalablevit.data import contents, progress
 from scalablevit.data.contents import ContentCache, read_contents_of
@@ -155,15 +155,6 @@ def test_sums_of_another_node_are_not_taken(folder: Path, tmp_path: Path, reads:
     assert look(folder, cache) == first and len(reads.take()) == 6
 
 
-def be_node(monkeypatch: pytest.MonkeyPatch, folder: Path, host: str, machine: str | None) -> None:
-    """Stand for a node with a host name and the content of its /etc/machine-id, if it has one."""
-    monkeypatch.setattr(platform, "node", lambda: host)
-    monkeypatch.setattr(contents, "MACHINE_ID", folder / f"{host}-machine-id")
-    contents.MACHINE_ID.unlink(missing_ok=True)
-    if machine is not None:
-        contents.MACHINE_ID.write_text(machine)
-
-
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
     ("first", "second", "known"),
@@ -183,10 +174,10 @@ def test_a_node_is_known_by_its_machine_id_else_by_its_host_name(
     first: tuple[str, str | None], second: tuple[str, str | None], known: bool,
 ) -> None:  # fmt: skip
     cache = ContentCache.in_root(tmp_path)
-    be_node(monkeypatch, tmp_path, *first)
+    be_machine(monkeypatch, tmp_path, *first)
     sums = look(folder, cache)
     reads.take()
-    be_node(monkeypatch, tmp_path, *second)
+    be_machine(monkeypatch, tmp_path, *second)
     assert look(folder, cache) == sums
     assert reads.take() == ([] if known else ["a", "c", "d"])
     if first[1]:

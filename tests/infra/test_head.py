@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from harness.machines import be_machine
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "head.py"
 
@@ -188,28 +189,42 @@ def test_a_head_of_another_machine_is_left_alone(
     assert (tmp_path / "head.json").read_bytes() == before and (tmp_path / "t").is_dir() and process.poll() is None
 
 
-def test_a_head_whose_machine_was_renamed_is_known_by_its_processes(
-    elsewhere: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script, _ = elsewhere
-    living = subprocess.Popen(["sleep", "60"], env={**os.environ, script["MARKER"]: "4711"})
-    try:
-        assert script["main"](["--root", str(tmp_path), "status"]) == 1
-        assert "does not answer" in capsys.readouterr().out
-    finally:
-        living.kill()
-        living.wait()
+RECORD = {"id": "4711", "pid": 2**30, "dashboard": "", "address": "", "token_file": "", "temp_dir": "", "log": ""}
 
 
-def test_a_machine_is_known_by_name_and_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("started_on", "now", "ours"),
+    [
+        (("a1", "4" * 32), ("b2", "4" * 32), True),  # renamed, or a container started again with the node's id mounted
+        (("a1", "4" * 32), ("a1", "5" * 32), False),  # two machines of one name
+        (("a1", None), ("a1", None), True),
+        (("a1", None), ("b2", None), False),
+        (("a1", "uninitialized\n"), ("b2", "uninitialized\n"), False),
+        (("a1", "4" * 32), ("a1", None), True),
+    ],
+)
+def test_a_machine_is_known_by_its_id_else_by_its_host_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    started_on: tuple[str, str | None], now: tuple[str, str | None], ours: bool,
+) -> None:  # fmt: skip
     script = runpy.run_path(str(SCRIPT))
-    recorded = {"id": "4711", "pid": 2**30, "dashboard": "", "address": "", "token_file": "", "temp_dir": "", "log": ""}
-    for machine in ("", script["this_machine"]()):  # earlier releases recorded none
-        (tmp_path / "head.json").write_text(json.dumps({**recorded, "machine": machine}), encoding="utf-8")
+    be_machine(monkeypatch, tmp_path, *started_on)
+    name = script["machine_name"]()
+    assert "4" * 32 not in name, "the id itself is nobody's business"
+    (tmp_path / "head.json").write_text(json.dumps({**RECORD, "machine": name}), encoding="utf-8")
+    be_machine(monkeypatch, tmp_path, *now)
+    if ours:
         assert script["read_record"](tmp_path).id == "4711"
-    monkeypatch.setattr(socket, "gethostname", lambda: "another")
-    with pytest.raises(script["HeadError"], match=r"was started on .* there only"):
-        script["read_record"](tmp_path)
+    else:
+        with pytest.raises(script["HeadError"], match=r"was started on a1 .* there only"):
+            script["read_record"](tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"machine": ""}, {"of_a_later_release": 1}])
+def test_records_of_other_releases_are_read(tmp_path: Path, more: dict[str, Any]) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    (tmp_path / "head.json").write_text(json.dumps({**RECORD, **more}), encoding="utf-8")
+    assert script["read_record"](tmp_path) == script["Head"](**RECORD)
 
 
 def test_nothing_recorded(tmp_path: Path) -> None:

@@ -109,14 +109,17 @@ def test_a_signal_that_comes_twice_at_once_is_one(log: Any) -> None:
     assert head.states == ["STOPPED"]
 
 
-def test_the_second_signal_leaves_at_once_and_says_how_to_stop(log: Any, capfd: Any) -> None:
-    head = Dashboard(["RUNNING"])
+@pytest.mark.parametrize(
+    ("accepts", "what"), [(True, "was asked to stop, and may still be saving"), (False, "goes on by itself")]
+)
+def test_the_second_signal_leaves_at_once_and_says_how_to_stop(log: Any, capfd: Any, accepts: bool, what: str) -> None:
+    head = Dashboard(["RUNNING"], [accepts])
     signals_after((0.2, signal.SIGINT), (1.5, signal.SIGINT))
     begin = time.monotonic()
     assert follow(head, log("sleep 60")) == 130
     assert time.monotonic() - begin < 15
     out = capfd.readouterr().out
-    assert "job job-1 goes on by itself" in out and "runs.py stop RUN --root '/my root'" in out
+    assert f"job job-1 {what}. Its runs:" in out and "runs.py stop RUN --root '/my root'" in out
 
 
 def test_a_closed_terminal_and_the_time_limit_leave_the_job_alone(log: Any, capfd: Any) -> None:

@@ -1,4 +1,4 @@
-"""A posted image is answered over HTTP, by MLflow's own scoring server."""
+"""A posted image is predicted over HTTP, by MLflow's own scoring server."""
 
 import base64
 import io

@@ -142,8 +142,8 @@ def test_served(root: Path) -> None:
     )  # fmt: skip
     model.load_context(context)
     image = next((root / "data4").rglob("*.jpg")).read_bytes()
-    answered = model.predict(context, pd.DataFrame([[image]]))
-    assert len(answered["probabilities"][0]) == 4
+    predictions = model.predict(context, pd.DataFrame([[image]]))
+    assert len(predictions["probabilities"][0]) == 4
 
 
 @pytest.mark.parametrize("run", [JOB, FINISHED, FOUR, HALF, CAPTURED, SEARCH])

@@ -21,7 +21,7 @@ from scalablevit.config.space import Space
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.upgrade import VERSION
 from scalablevit.config.user_code import import_user_code
-from scalablevit.io import written_part
+from scalablevit.io import sync_folder, written_part
 from scalablevit.run_files import BASE_RECIPE, SPACE, STATUS
 
 EPILOG = f"""\
@@ -33,8 +33,9 @@ list names what can be given as --recipe NAME and --space NAME, with what each i
 
 upgrade rewrites the files of recipes and search spaces in place, in the keys of version {VERSION}; comments, order and
 formatting stay, and each change is printed with its line in the file as it was. When one of the files cannot be
-upgraded, none is changed. Afterwards all files are checked as they are before a training, and the mistakes that remain
-are reported (not with --dry-run).
+upgraded or there is no room for its new content, none is changed; an error at the replacing itself names the files that
+were replaced before. Afterwards all files are checked as they are before a training, and the mistakes that remain are
+reported (not with --dry-run).
 
 Exit codes: 0 done, or nothing to do; 2 a file cannot be upgraded, or mistakes remain."""
 
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the chosen verb; see `add_arguments`.
 
     Raises:
-        UserError: a file cannot be written or upgraded (then no file is changed), or has mistakes after the upgrade; or
+        UserError: a file cannot be upgraded (then no file is changed) or written, or has mistakes after the upgrade; or
             as `import_user_code`.
     """
     if options.verb in ("new", "schema"):
@@ -121,7 +122,7 @@ def _upgrade(files: Sequence[Path], *, dry_run: bool) -> int:
     """Rewrite files in the current version's keys; return the exit code.
 
     Raises:
-        UserError: one of them cannot be upgraded, and none is changed; or mistakes remain.
+        UserError: one of them cannot be upgraded, and none is changed; as `_replace`; or mistakes remain.
     """
     upgrades, errors = [], list[UserError]()
     for path in files:
@@ -165,27 +166,30 @@ def _replace(upgrades: Sequence[_PendingUpgrade]) -> None:
     """Replace files as wholes, with their permissions, once all can be written; links stay links.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: one cannot be written; it names those that were replaced before.
     """
     with ExitStack() as parts:
-        written = []
+        written, replaced = [], list[str]()
         for upgraded in upgrades:
             with _explain_failure(upgraded.path):
                 part = parts.enter_context(written_part(upgraded.path.resolve(), upgraded.content))
                 written.append((upgraded.path, part))
         for path, part in written:
-            with _explain_failure(path):
+            with _explain_failure(path, replaced):
                 part.replace(path.resolve())
+                replaced.append(str(path))
+                sync_folder(path.resolve().parent)
 
 
 @contextmanager
-def _explain_failure(path: Path) -> Iterator[None]:
-    """Turn an OSError within the block into a UserError that names the file."""
+def _explain_failure(path: Path, replaced: Sequence[str] = ()) -> Iterator[None]:
+    """Turn an OSError within the block into a UserError that names the file, and those that were replaced before."""
     try:
         yield
     except OSError as error:
         fix = "make its folder writable" if isinstance(error, PermissionError) else "remove the cause, and try again"
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
+        what = f"cannot be written: {error.strerror}" + f"; replaced already: {', '.join(replaced)}" * bool(replaced)
+        raise UserError(what, where=str(path), fix=fix) from None
 
 
 def _mistakes(path: Path) -> list[UserError]:

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from scalablevit.cli.json_output import add_json, print_document
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
+from scalablevit.machine import is_this_machine
 from scalablevit.run_files import RUNS, STATUS
 from scalablevit.runs.console import format_duration
 from scalablevit.runs.lease import find_owned, is_owner_alive, known_owners, read_claim
@@ -314,10 +314,10 @@ def _environment(given: Mapping[str, str], root: Path) -> dict[str, str]:
         return dict(given)
     try:
         head = json.loads((root / HEAD).read_text(encoding="utf-8"))
-        host = str(head.get("machine", "")).partition(" ")[0]
-        if host not in ("", socket.gethostname()):  # its address is 127.0.0.1 there
+        machine = str(head.get("machine", ""))  # records of earlier releases lack it
+        if machine and not is_this_machine(machine):  # its address is 127.0.0.1 there
             raise UserError(
-                f"the head that runs the job was started on {host}",
+                f"the head that runs the job was started on {machine.partition(' ')[0]}",
                 where=str(root / HEAD),
                 fix="give the same command there; if that machine was renamed or replaced, "
                 "export RAY_API_SERVER_ADDRESS=http://<head>:8265",

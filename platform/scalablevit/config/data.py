@@ -270,7 +270,8 @@ class CocoInstances(_Images):
     @property
     def training_pixels(self) -> int:
         """Return an upper bound on the pixels of a training image, before padding."""
-        return max((self.short_side, *(self.train_short_sides or ()))) * self.long_side
+        largest = self.train_short_sides[1] if self.train_short_sides else 0
+        return max(self.short_side, largest) * self.long_side
 
 
 DataSection = LabelledImages | MaskPairs | CocoInstances

@@ -156,7 +156,8 @@ def _for_stages(
         _refuse_other_stages(path, where, stages)
         stage, path = path[1], path[2:]
     if path[0] not in SECTIONS:
-        hint = _section_hint(text, path, stages, scope)
+        given = f"{'.'.join(path)}={text.partition('=')[2].strip()}"  # without the stage that it names
+        hint = _section_hint(given, path, {stage: stages[stage]} if stage else stages, scope)
         near = "" if hint else did_you_mean(path[0], SECTIONS)
         raise UserError(f"no section {path[0]!r}{near}", where=where, fix=hint or f"sections: {', '.join(SECTIONS)}")
     return Override(text, stage, path, value, where)
@@ -178,14 +179,21 @@ def _refuse_other_stages(path: Sequence[str], where: str, stages: YamlMapping) -
         raise UserError(what, where=where, fix=fix)
 
 
-def _section_hint(text: str, path: Sequence[str], stages: Mapping[str, YamlDict], scope: Scope) -> str:
-    """Return what to write in place of an override that begins with no section; empty when nothing is known of it."""
+def _section_hint(given: str, path: Sequence[str], stages: Mapping[str, YamlDict], scope: Scope) -> str:
+    """Return what to write in place of an override that begins with no section; empty when nothing is known of it.
+
+    Args:
+        given: the override within a stage, as `key.sub=value`.
+        path: its key path.
+        stages: plain values of the stages that it may mean.
+        scope: the stages that the script runs.
+    """
     if path[0] in stages:
-        return f"write stages.{text.strip()}" if len(path) > 1 else f"write stages.{path[0]}.<section>.<key>=value"
+        return f"write stages.{given}" if len(path) > 1 else f"write stages.{path[0]}.<section>.<key>=value"
     running = {name: stage for name, stage in stages.items() if scope.runs(name, stage)}
     _, hint = stage_with_hint(path, running or stages)
     if ".".join(path) in keys_in(Space, {}) and (len(path) > 1 or not hint):
-        return f"write space.{text.strip()} for {command_name('tune')}"
+        return f"write space.{given} for {command_name('tune')}"
     return hint
 
 

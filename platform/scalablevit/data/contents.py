@@ -1,9 +1,7 @@
 """SHA-256 sums of files' contents, cached by size and times, so that unchanged files are not read again."""
 
-import hashlib
 import os
-import platform
-import re
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from scalablevit.data.progress import OutOfTime, Progress
 from scalablevit.data.sources.listing import Names
 from scalablevit.io import sha256_of
+from scalablevit.machine import machine_id
 
 THREADS = 16
 """Threads for stat and hashing, which mostly wait for storage."""
@@ -30,9 +29,6 @@ SAVE_EVERY_S = 20.0
 """Seconds between saves while hashing: an interruption loses no more work."""
 KEPT_DAYS = 180
 """Days after which the sums of an unused folder are deleted."""
-
-MACHINE_ID = Path("/etc/machine-id")
-"""File with an id of the machine that stays (32 hexadecimal digits, of systemd); not on every system."""
 
 _TABLE = """create table if not exists folders (
     folder text, node text, used real, names blob, ends blob, stamps blob, sums blob, primary key (folder, node))"""
@@ -81,17 +77,8 @@ class Contents:
 
 
 def node_name() -> str:
-    """Return what tells this node from others: a digest of its `MACHINE_ID`, else its host name.
-
-    A container has a new host name at each start. It keeps its sums where the node's file is mounted into it.
-    """
-    try:
-        machine = MACHINE_ID.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return platform.node()
-    if not re.fullmatch("[0-9a-f]{32}", machine):  # an image's, which is empty or "uninitialized" until it starts
-        return platform.node()
-    return hashlib.sha256(f"scalablevit {machine}".encode()).hexdigest()[:32]  # systemd asks not to show the id itself
+    """Return what tells this node from others: its `machine_id()`, else its host name."""
+    return machine_id() or socket.gethostname()
 
 
 class ContentCache:
@@ -118,7 +105,7 @@ class ContentCache:
         self._run("update folders set used = ? where folder = ? and node = ?", (time.time(), folder, node))
         # earlier releases knew nodes by their host names only
         rows = self._run("select names, ends, stamps, sums from folders where folder = ? and node in (?, ?) "
-                         "order by node = ? desc", (folder, node, platform.node(), node))  # fmt: skip
+                         "order by node = ? desc", (folder, node, socket.gethostname(), node))  # fmt: skip
         if not rows:
             return None
         names, ends, stamps, sums = rows[0]

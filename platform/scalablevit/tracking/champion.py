@@ -15,7 +15,7 @@ def aliases(uri: str, name: str) -> dict[str, int]:
     """Return the version number by alias of a registered model.
 
     Raises:
-        UserError: there is no such model, or the server does not answer.
+        UserError: there is no such model, or the server does not respond.
     """
     with _short_requests(uri, name):
         return {alias: int(number) for alias, number in connect(uri).get_registered_model(name).aliases.items()}
@@ -25,7 +25,7 @@ def tags_of(uri: str, name: str, version: int) -> dict[str, str]:
     """Return the tags of a version of a registered model.
 
     Raises:
-        UserError: there is no such version, or the server does not answer.
+        UserError: there is no such version, or the server does not respond.
     """
     with _short_requests(uri, f"{name}/{version}"):
         return dict(connect(uri).get_model_version(name, str(version)).tags)
@@ -35,7 +35,7 @@ def write_tags(uri: str, name: str, version: int, tags: Mapping[str, str]) -> No
     """Set tags of a version of a registered model.
 
     Raises:
-        UserError: there is no such version, or the server does not answer.
+        UserError: there is no such version, or the server does not respond.
     """
     with _short_requests(uri, f"{name}/{version}"):
         client = connect(uri)
@@ -54,7 +54,7 @@ def move_champion(uri: str, name: str, before: int | None, after: int) -> None:
 
     Raises:
         UserError: another version than `before` is the champion, there is no version `after`, or the server does not
-            answer.
+            respond.
     """
     current = aliases(uri, name).get(CHAMPION)
     if current != before:
@@ -81,5 +81,5 @@ def _short_requests(uri: str, what: str) -> Iterator[None]:
         raise UserError(
             f"{what}: {format_error(error, uri)}",
             where=without_credentials(uri),
-            fix="name a model that is registered there, and make sure that the server answers",
+            fix="name a model that is registered there, and make sure that the server responds",
         ) from None

@@ -53,7 +53,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
 
     Raises:
         UserError: there is no such version, this platform did not register it, its files differ from its SHA-256 sums,
-            or the server does not answer.
+            or the server does not respond.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -78,7 +78,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
         raise UserError(
             f"{model_uri}: {format_error(error, tracking_uri)}",
             where=without_credentials(tracking_uri),
-            fix="name a version that is registered there, and make sure that the server answers",
+            fix="name a version that is registered there, and make sure that the server responds",
         ) from None
     if not _intact(folder, sums):
         raise UserError(
