@@ -197,7 +197,7 @@ def train_step(
         with _synchronise(model, last=index == len(micro_batches) - 1):
             with context.autocast():
                 loss, logs = context.task.loss(model, prepared)
-            with nullcontext() if batch.samples else _gradients_as_zeros(state.model):
+            with _gradients_of_samples(state.model, batch):
                 # a loss that is not finite makes the gradient not finite: that tells the other ranks, in this same step
                 (loss * (share + 0.0 * loss.detach())).backward()
         for name, scalar in {"loss": loss, **logs}.items():
@@ -215,18 +215,6 @@ def train_step(
     state.step += 1
     state.update_ema()
     return parts
-
-
-@contextmanager
-def _gradients_as_zeros(model: nn.Module) -> Iterator[None]:
-    """Let backward passes in the block add zeros to the parameters' gradients, also where it computes none or nan.
-
-    Blank images are nobody's samples: their loss may be 0 / 0. The pass itself is still done, as on the other ranks.
-    """
-    hooks = [p.register_hook(torch.zeros_like) for p in model.parameters() if p.requires_grad]
-    yield
-    for hook in hooks:
-        hook.remove()
 
 
 def distributed(context: TrainContext, model: nn.Module) -> nn.Module:
@@ -490,3 +478,15 @@ def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[None
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
+
+
+@contextmanager
+def _gradients_of_samples(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Let the backward pass in the block add zeros to the parameters' gradients if the batch has blank images only.
+
+    Their loss may be 0 / 0. The pass itself is still done, as on the other ranks.
+    """
+    hooks = [] if batch.samples else [p.register_hook(torch.zeros_like) for p in model.parameters() if p.requires_grad]
+    yield
+    for hook in hooks:
+        hook.remove()
