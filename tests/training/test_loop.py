@@ -11,11 +11,14 @@ import pytest
 import torch
 from harness.ranks import Attempt, newest, run_attempts
 
+from scalablevit.config.recipe import Length
+from scalablevit.data.dataset import Bad
 from scalablevit.data.sampler import TrainBatches, TrainOrder
 from scalablevit.run_files import BAD_SAMPLES
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.worker import WorkerConfig
 
 
@@ -172,6 +175,15 @@ def test_steps_whose_samples_are_all_bad_move_no_weight(request, shapes, tmp_pat
     monkeypatch.setattr(worker, "build_task", poisoned_without_samples)
     poisoned = weights_after("poisoned")
     assert all(torch.equal(own[name], poisoned[name]) for name in own)
+
+
+@pytest.mark.parametrize(("global_batch_size", "images"), [(1, 1), (2, 2), (8, 2)])
+def test_blank_images_are_no_more_than_a_micro_batch_which_fits_in_memory(make_stage, global_batch_size, images):
+    stage = make_stage(training={"steps": 1, "global_batch_size": global_batch_size})
+    task = build_task(stage, ("a", "b", "c"))
+    context = TrainContext(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
+    blank = callbacks.with_images(task.collate("train")([Bad("x.jpg", "cut")]), context)
+    assert (len(blank.images), blank.samples, blank.bad) == (images, 0, [("x.jpg", "cut")])
 
 
 def test_a_rank_whose_samples_are_all_bad_changes_no_gradient(make_stage, shapes, tmp_path):
