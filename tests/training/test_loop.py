@@ -182,7 +182,7 @@ def test_blank_images_are_no_more_than_a_micro_batch_which_fits_in_memory(make_s
     stage = make_stage(training={"steps": 1, "global_batch_size": global_batch_size})
     task = build_task(stage, ("a", "b", "c"))
     context = TrainContext(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
-    blank = callbacks.with_images(task.collate("train")([Bad("x.jpg", "cut")]), context)
+    blank = callbacks.with_images(task.collate("train")([Bad(0, "x.jpg", "cut")]), context)
     assert (len(blank.images), blank.samples, blank.bad) == (images, 0, [("x.jpg", "cut")])
 
 
