@@ -120,22 +120,6 @@ def test_reported_parts_add_up_to_the_loss(detection_stage: MakeStage, root: Pat
 
 
 @HEADS
-@pytest.mark.parametrize("name", ["test_resnet", "scalablevit_tiny"])
-def test_a_batch_whose_samples_were_all_bad_moves_no_weight(detection_stage: MakeStage, head: str, name: str) -> None:
-    task = _task(detection_stage, head, name=name)
-    model = task.build_model().train()
-    empty = task.collate("train")([])
-    assert empty.samples == 0
-    loss, parts = task.loss(model, task.prepare(empty, "train", (0, 0, 0, 0)))
-    loss.backward()
-    assert loss.item() == 0
-    assert parts.keys() == PARTS[head]  # ranks sum their parts: each has all of them
-    assert not any(part.item() for part in parts.values())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
-
-
-@HEADS
 def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: str) -> None:
     """All of a batch, whose loss is finite and falls."""
     task = _task(detection_stage, head)

@@ -2,19 +2,23 @@
 
 import errno
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from harness.ranks import Attempt, newest, run_attempts
 
+from scalablevit.config.recipe import Length
+from scalablevit.data.dataset import Bad
+from scalablevit.data.sampler import TrainBatches, TrainOrder
 from scalablevit.run_files import BAD_SAMPLES
-from scalablevit.tasks.classification.task import ClassificationTask
+from scalablevit.tasks.registry import build_task
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.loop import TrainContext
 from scalablevit.training.worker import WorkerConfig
 
 
@@ -128,27 +132,76 @@ def test_a_few_bad_samples_are_counted_and_skipped(make_stage, shapes, tmp_path)
     assert Path(path) == bad and reason
 
 
-def test_a_task_that_knows_nothing_of_empty_batches_trains_through_them(make_stage, shapes, tmp_path, monkeypatch):
-    """Such as a user's own: all samples of most steps are bad."""
+def spoil(images: Iterable[Path]) -> None:
+    for image in images:
+        image.write_bytes(b"no image")
 
-    def loss(self, model, batch):
-        return F.cross_entropy(model(batch.images).float(), batch.labels), {}
 
-    monkeypatch.setattr(ClassificationTask, "loss", loss)
+@pytest.mark.parametrize("kind", ["classification", "segmentation", "detection"])
+def test_steps_whose_samples_are_all_bad_move_no_weight(request, shapes, tmp_path, monkeypatch, kind):
+    """By the loss of each task, and by one that is not a number without samples, such as a user's may be."""
+    make = request.getfixturevalue("make_stage" if kind == "classification" else f"make_{kind}")
+    shutil.copytree(shapes, tmp_path / "data")
+    spoil(sorted((tmp_path / "data" / kind).rglob("train/**/*.jpg"))[1:])
+    training = {"steps": 16, "global_batch_size": 4, "evaluate_every": {"steps": 16}, "log_every_steps": 1}
+    optimizer = {"lr": 1e-3, "name": "sgd", "weight_decay": 0.0, "momentum": 0.0}
+    stage = make(data={"root": str(tmp_path / "data"), "max_bad_fraction": 1.0}, training=training, optimizer=optimizer)
+
+    def weights_after(name):
+        given, metrics = WorkerConfig(stage.model_dump_json(), str(tmp_path / name), str(tmp_path), None), []
+        ended = worker.run(given, 0, 1, torch.device("cpu"), lambda records, _: metrics.extend(records))
+        assert ended.error is None and ended.training.reason == "finished"
+        by_step = {record.step: record.metrics for record in metrics if "train/loss" in record.metrics}
+        (trained,) = (step for step, values in by_step.items() if values["train/loss"] > 0)
+        assert len(by_step) > 8
+        for step, values in by_step.items():
+            assert step == trained or all(values[part] == 0 for part in values if "loss" in part or "norm" in part)
+        assert by_step[16]["train/bad_samples"] == 63
+        return newest(str(tmp_path / name)).files["model"]
+
+    own = weights_after("own")
+
+    def poisoned_without_samples(stage, classes):
+        task = build_task(stage, classes)
+        loss_of = task.loss
+
+        def loss(model, batch):
+            value, parts = loss_of(model, batch)
+            return value / bool(batch.samples), {"loss_part": value.detach() / batch.samples, **parts}
+
+        task.loss = loss
+        return task
+
+    monkeypatch.setattr(worker, "build_task", poisoned_without_samples)
+    poisoned = weights_after("poisoned")
+    assert all(torch.equal(own[name], poisoned[name]) for name in own)
+
+
+@pytest.mark.parametrize(("global_batch_size", "images"), [(1, 1), (2, 2), (8, 2)])
+def test_blank_images_are_no_more_than_a_micro_batch_which_fits_in_memory(make_stage, global_batch_size, images):
+    stage = make_stage(training={"steps": 1, "global_batch_size": global_batch_size})
+    task = build_task(stage, ("a", "b", "c"))
+    context = TrainContext(stage, Length.of(stage, 64), task, torch.device("cpu"), 0, 1)
+    blank = callbacks.with_images(task.collate("train")([Bad(0, "x.jpg", "cut")]), context)
+    assert (len(blank.images), blank.samples, blank.bad) == (images, 0, [("x.jpg", "cut")])
+
+
+def test_a_rank_whose_samples_are_all_bad_changes_no_gradient(make_stage, shapes, tmp_path):
+    """Rank 1 has nothing, and its loss is not a number: rank 0 trains as if it were finite."""
     shutil.copytree(shapes / "classification", tmp_path / "classification")
     images = sorted((tmp_path / "classification" / "train").rglob("*.jpg"))
-    for image in images[1:]:
-        image.write_bytes(b"no image")
-    steps = len(images) // 4
-    training = {"steps": steps, "global_batch_size": 4, "evaluate_every": {"steps": steps}, "log_every_steps": 1}
-    stage = make_stage(data={"root": str(tmp_path), "max_bad_fraction": 1.0}, training=training)
-    given = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
-    metrics = []
-    ended = worker.run(given, 0, 1, torch.device("cpu"), lambda records, _: metrics.extend(r.metrics for r in records))
-    assert ended.error is None and ended.training.reason == "finished"
-    losses = [each["train/loss"] for each in metrics if "train/loss" in each]
-    assert len(losses) == steps and sum(loss > 0 for loss in losses) == 1 and losses.count(0.0) == steps - 1
-    assert [each["train/bad_samples"] for each in metrics if "train/loss" in each][-1] == 4 * steps - 1
+    training = {"steps": 4, "global_batch_size": 8, "evaluate_every": {"steps": 4}, "log_every_steps": 1}
+    stage = make_stage(data={"root": str(tmp_path), "max_bad_fraction": 1.0}, training=training, cluster={"workers": 2})
+    order = TrainOrder(len(images), 1, stage.training.seed)
+    keys = TrainBatches(order, global_batch_size=8, accumulation_steps=1, rank=1, world=2, first_step=0, end_step=4)
+    spoil(images[key.index] for batch in keys for key in batch)
+    config = [WorkerConfig(stage.model_dump_json(), str(tmp_path / name), str(tmp_path), None) for name in "ab"]
+    poison = dict.fromkeys(range(4), (1, "loss not a number"))
+    plain, poisoned = run_attempts([Attempt(config[0]), Attempt(config[1], poison=poison)], 2, tmp_path)
+    assert plain["reason"] == poisoned["reason"] == "finished"
+    assert list(losses(plain).values()) == list(losses(poisoned).values()) and all(losses(plain).values())
+    first, second = (newest(str(tmp_path / name)).files["model"] for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_bad_files_of_every_rank_are_named(make_stage, shapes, tmp_path):

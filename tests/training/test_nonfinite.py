@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from harness.ranks import POISONS, Attempt, run_attempts
 
@@ -211,6 +212,20 @@ def test_a_captured_step_can_be_taken_again(two_ranks):
     loss = sum(found.losses.values()) / 4  # equal shares of 2 samples
     assert loss == pytest.approx(metrics_of(clean, 2)["train/loss"], rel=1e-5)
     assert found.gradient_norm == pytest.approx(metrics_of(clean, 2)["train/grad_norm"], rel=1e-4)
+
+
+def test_a_captured_micro_batch_without_samples_is_taken_again(two_ranks, tmp_path):
+    """As captured before training put blank images there; the other micro-batches decide the gradient."""
+    whole, captured = two_ranks["stop"][0] / "nonfinite" / "step_000000001", tmp_path / "step"
+    shutil.copytree(whole, captured)
+    file = captured / "batches-rank1.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    empty = {"1/samples": torch.tensor(0), "1/images": torch.empty((0, 0, 0, 3), dtype=torch.uint8)}
+    empty |= {name: tensors[name][:0] for name in ("1/labels", "1/indices")}
+    safetensors.torch.save_file(tensors | empty, file)
+    result = replay(captured)
+    assert result.losses.keys() == {(0, 0), (0, 1), (1, 0), (1, 1)} and result.losses[1, 1] > 0
+    assert result.not_finite == [] and 0 < result.gradient_norm != replay(whole).gradient_norm
 
 
 @pytest.mark.parametrize("key", ["world", "stage", "classes", "state"])

@@ -12,7 +12,7 @@ from harness.toys import RECIPE
 from harness.user_code import packages_in, write_package
 
 import scalablevit as sv
-from scalablevit.config import user_code
+from scalablevit.config import packages, user_code
 from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.loading import load_and_import, load_recipe
 from scalablevit.config.recipe import Stage
@@ -23,6 +23,7 @@ from scalablevit.config.user_code import (
     find_packages,
     import_stored_code,
     import_user_code,
+    package_contents,
     package_sums,
     stage_from_json,
 )
@@ -144,8 +145,16 @@ def install(place, monkeypatch):
         find_packages(["compiled"])  # put there by hand: no requirement would bring it to where a model is served
     info = place / "own_dist-1.2.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-dist\nVersion: 1.2\n")
     (info / "top_level.txt").write_text("compiled\n")
+    set_version(place, "1.2")
+    return package
+
+
+def set_version(place, version):
+    """Say in the metadata that pip has installed this version."""
+    (place / "own_dist-1.2.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: own-dist\nVersion: {version}\n"
+    )
 
 
 def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, tmp_path, monkeypatch, capsys):
@@ -153,11 +162,17 @@ def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, 
     write_package(place, "mine")
     stage, outbox = stage_with("imports=[mine, compiled]"), Outbox(tmp_path / "outbox")
     monkeypatch.setattr(user_code, "_installed_folders", lambda: {place / "compiled"})
+    import_user_code(stage.imports)
     sums = package_sums(stage.imports)
     _keep_user_code(stage, outbox)
     assert {path.name for path in outbox.folder.glob("code/*/*")} == {"mine"}
     note = capsys.readouterr().out
     assert "compiled code (fast.so)" in note and "names own-dist==1.2 as a requirement" in note
+    assert "from a file" not in note
+    (place / "own_dist-1.2.dist-info" / "direct_url.json").write_text('{"url": "file:///wheels/own_dist-1.2.whl"}')
+    _keep_user_code(stage, outbox)
+    assert "pip installed it here from a file or an address" in capsys.readouterr().out
+    set_version(place, "1.3")  # during the training
     resolved = SimpleNamespace(stage=stage, hash="h", digest="d")
     finished = SimpleNamespace(uid="u", metric="val/top1", value=0.5, step=1, folder="f", checkpoint="c", lineage={},
                                registered_as="m")  # fmt: skip
@@ -169,10 +184,31 @@ def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, 
     assert json.loads(model["tags"][USER_CODE]) == sums
 
 
-def test_another_build_of_compiled_code_is_refused_with_the_reason(place, monkeypatch):
-    install(place, monkeypatch)
-    with pytest.raises(UserError, match=r"compiled code \(fast.so\) differs with Python and system"):
-        import_user_code(["compiled"], {"compiled": "a" * 64})
+def test_a_model_of_compiled_code_runs_on_another_build_of_the_same_version(place, monkeypatch):
+    package = install(place, monkeypatch)
+    content = package_contents(["compiled"])["compiled"]
+    config = {"stage": {"imports": ["compiled"]}, "user_code": {"compiled": content.portable_sum}}
+    (package / "fast.so").rename(package / "fast.cpython-399-other-machine.so")
+    (package / "fast.cpython-399-other-machine.so").write_bytes(b"another build")
+    import_stored_code(config, "models:/m/1")
+    with pytest.raises(UserError, match="made by compiled with the content sum"):
+        import_user_code(["compiled"], {"compiled": content.digest})  # the nodes of a cluster have one build
+    set_version(place, "1.3")
+    with pytest.raises(UserError, match=r"compiled, own-dist==1\.3, has ") as caught:
+        import_stored_code(config, "models:/m/1")
+    assert "the model's requirements name it" in caught.value.fix and "copy" not in caught.value.fix
+    set_version(place, "1.2")
+    (package / "__init__.py").write_text("WIDTH = 2")
+    with pytest.raises(UserError, match=r"compiled, own-dist==1\.2, has "):
+        import_stored_code(config, "models:/m/1")
+
+
+def test_only_a_registered_model_is_said_to_have_a_copy(place):
+    write_package(place, "mine")
+    for where, has_copy in {"models:/m/1": True, "pretrain-1234": False, "imports": False}.items():
+        with pytest.raises(UserError, match="without a content sum") as caught:
+            import_user_code(["mine"], {}, where)
+        assert ("a copy in its folder code" in caught.value.fix) == has_copy
 
 
 @pytest.mark.parametrize(
@@ -316,6 +352,30 @@ def test_no_part_of_a_failed_import_stays(place):
     (package / "net.py").write_text("ABSENT = 2")
     import_user_code(["mine"])
     assert sys.modules["mine"].ABSENT == 2
+
+
+def test_what_an_import_cannot_do_twice_is_said_to_need_a_new_process(place, monkeypatch):
+    """Such as an operator of torch, which stays registered when the modules of a failed import are dropped."""
+    monkeypatch.setattr(sys, "_operator", False, raising=False)
+    once = "import sys\nif sys._operator:\n    raise RuntimeError('already registered')\nsys._operator = True"
+    package = write_package(place, "mine", init="import mine.ops\nimport mine.net", ops=once, net="x = absent")
+    with pytest.raises(UserError, match="NameError") as first:
+        import_user_code(["mine"])
+    assert "new process" not in first.value.fix
+    (package / "net.py").write_text("x = 1  # corrected")
+    with pytest.raises(UserError, match="already registered") as second:
+        import_user_code(["mine"])
+    assert "start a new process" in second.value.fix
+
+
+def test_a_package_with_an_unreadable_file_is_refused_where_a_recipe_names_it(place, monkeypatch):
+    """And nowhere else: a class of any package may be registered."""
+    write_package(place, "mine", init=REGISTERS)
+    monkeypatch.setattr(packages, "package_files", lambda package, excluded=(): [package / "absent"])
+    importlib.import_module("mine")
+    for refused in (import_user_code, package_sums):
+        with pytest.raises(UserError, match=r"mine has a file that cannot be read: .*absent"):
+            refused(["mine"])
 
 
 def test_what_was_imported_counts_whatever_becomes_of_the_files(place, tmp_path):

@@ -204,7 +204,7 @@ def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path)
     Raises:
         UserError, UserErrors: as `trained_recipe` and `resolve_evaluation`.
     """
-    recipe = trained_recipe("promote", candidate.config, overrides, f"{candidate.name}/{candidate.version}")
+    recipe = trained_recipe("promote", candidate.config, overrides, f"models:/{candidate.name}/{candidate.version}")
     return resolve_evaluation(recipe, root, candidate.config["classes"])
 
 
@@ -251,7 +251,7 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
         "promotion": stage.promotion.model_dump(mode="json"),
         "imports": list(dict.fromkeys([*stored.get("imports", ()), *stage.imports])),
     }
-    name = f"{version.name}/{version.version}"
+    name = f"models:/{version.name}/{version.version}"
     import_stored_code(version.config, name)
     alike = override_stage("promote", {**stored, **sections}, (), name)
     return without_secrets(alike.stages["promote"])

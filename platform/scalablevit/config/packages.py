@@ -1,16 +1,18 @@
 """Python packages: names of their modules, which files belong to one, their content sum, and what of it is imported."""
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from scalablevit.config.errors import UserError
-from scalablevit.io import sha256_of
 
 PLATFORM = __name__.partition(".")[0]
 """Name of our own package."""
@@ -22,6 +24,8 @@ DEPENDENCIES = frozenset({
     "simplejpeg", "timm", "torch", "torchvision", "tqdm", "yaml",
 })  # fmt: skip
 """Packages that the platform itself imports: one of them under `imports` would hash gigabytes and register nothing."""
+COMPILED = (".so", ".pyd", ".dylib")
+"""Ends of the names of files of compiled code, which run on one kind of machine alone."""
 
 
 def top_level(module: str) -> str:
@@ -49,7 +53,8 @@ def refuse_other_modules(name: str) -> None:
 def refuse_unimportable(registered: Any, where: str) -> None:
     """Refuse a function or class that is registered and that other processes cannot import as a user's own.
 
-    Its package is being imported, so the files are noted as those that this process runs.
+    Its package is being imported, so the files are noted as those that this process runs: whether a recipe names it
+    under `imports` is not known yet.
 
     Args:
         registered: the function or class.
@@ -69,50 +74,91 @@ def refuse_unimportable(registered: Any, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class ImportedPackage:
-    """A package as this process imported it; its files may change afterwards."""
+class PackageContent:
+    """What a package consists of, at the time when it was read."""
 
-    module: ModuleType
     digest: str
-    """Its `content_sum`."""
+    """Its `package_sum`."""
     files: dict[str, str]
     """SHA-256 of each file, by relative path."""
+    requirements: tuple[str, ...] = ()
+    """`name==version` of what pip installed it from, if it has compiled code; else empty."""
 
-    def changed_files(self, package: Path) -> list[str]:
-        """Return the relative paths of files that are new, gone or different now, sorted.
+    @property
+    def portable_sum(self) -> str:
+        """Return a sum that is equal wherever the same version is installed: that of a model.
 
-        Args:
-            package: its folder.
+        Compiled code has a build of its own for each kind of machine and version of Python: instead of those files the
+        requirements count. A package without compiled code has its `digest`.
         """
-        now = _file_sums(package)
-        return sorted(name for name in now.keys() | self.files.keys() if now.get(name) != self.files.get(name))
+        if not self.requirements:
+            return self.digest
+        portable = sorted((name, digest) for name, digest in self.files.items() if not is_compiled(name))
+        return hashlib.sha256(json.dumps([self.requirements, portable]).encode()).hexdigest()
+
+    def changed_files(self, now: "PackageContent") -> list[str]:
+        """Return the relative paths of files that are new, gone or different now, sorted."""
+        names = now.files.keys() | self.files.keys()
+        return sorted(name for name in names if now.files.get(name) != self.files.get(name))
 
 
-_imported: dict[str, ImportedPackage] = {}
-"""Packages that this process has imported, by name."""
+_imported: dict[str, tuple[ModuleType, PackageContent]] = {}
+"""Packages that this process has imported, by name; their files may have changed since."""
 
 
 def note_imported(name: str) -> None:
-    """Keep the sums of a package's files as those of the code in this process, if it is imported and has none yet.
+    """Keep what a package consists of as the code in this process, if it is imported and nothing is kept yet.
 
     Args:
-        name: of the package; nothing is kept of a single module, nor of what the platform depends on.
+        name: of the package; nothing is kept of a single module, of what the platform depends on, and of a package with
+            a file that cannot be read, which is refused where a recipe names it.
     """
     module = None if name in DEPENDENCIES else sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if module is not None and file is not None and hasattr(module, "__path__") and imported_package(name) is None:
-        folder = Path(file).resolve().parent
-        _imported[name] = ImportedPackage(module, package_sum(folder), _file_sums(folder))
+        with suppress(OSError):
+            _imported[name] = (module, read_package(name, Path(file).resolve().parent))
 
 
-def imported_package(name: str) -> ImportedPackage | None:
+def imported_package(name: str) -> PackageContent | None:
     """Return what `note_imported` kept of a package; None: nothing, or it is not imported any more."""
-    kept = _imported.get(name)
-    return kept if kept is not None and kept.module is sys.modules.get(name) else None
+    module, content = _imported.get(name, (None, None))
+    return content if module is not None and module is sys.modules.get(name) else None
 
 
-def _file_sums(package: Path) -> dict[str, str]:
-    return {path.relative_to(package).as_posix(): sha256_of(path) for path in package_files(package)}
+def read_package(name: str, folder: Path) -> PackageContent:
+    """Return what a package consists of now.
+
+    Args:
+        name: of the package.
+        folder: of the package.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files: dict[str, str] = {}
+    digest = _package_sum(folder, (), files)
+    return PackageContent(digest, files, requirements_of(name) if any(map(is_compiled, files)) else ())
+
+
+def is_compiled(name: str) -> bool:
+    """Return whether a file is compiled code, by its name."""
+    return name.endswith(COMPILED)
+
+
+def requirements_of(name: str) -> tuple[str, ...]:
+    """Return `name==version` of the distributions from which pip installed a package; empty: it did not."""
+    names = sorted(set(packages_distributions().get(name, ())))
+    return tuple(f"{name}=={distribution(name).version}" for name in names)
+
+
+def is_from_index(requirement: str) -> bool:
+    """Return whether pip installed a distribution from an index, not from a file, an address or a repository.
+
+    Args:
+        requirement: its `name==version`.
+    """
+    return distribution(requirement.partition("==")[0]).read_text("direct_url.json") is None
 
 
 def package_files(package: Path, excluded: Collection[str] = ()) -> list[Path]:
@@ -140,10 +186,17 @@ def package_sum(package: Path, excluded: Collection[str] = ()) -> str:
         package: its folder; its location makes no difference.
         excluded: as for `package_files`.
     """
+    return _package_sum(package, excluded, {})
+
+
+def _package_sum(package: Path, excluded: Collection[str], sums: dict[str, str]) -> str:
+    """Return what `package_sum` returns, and add the SHA-256 of each file to `sums`, by relative path."""
     digest = hashlib.sha256()
     for path in package_files(package, excluded):
         content = path.read_bytes()
+        name = path.relative_to(package).as_posix()
+        sums[name] = hashlib.sha256(content).hexdigest()
         # The length keeps (name, content) pairs apart: no two different trees feed the same bytes.
-        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()

@@ -27,7 +27,7 @@ class ModelConfig(TypedDict):
     step: int
     """Optimizer step of the checkpoint that the weights are from."""
     user_code: NotRequired[dict[str, str]]
-    """SHA-256 of each package of the stage's `imports`, by name."""
+    """`portable_sum` of each package of the stage's `imports`, by name."""
 
 
 def to_store(stage: Stage) -> PlainValues:

@@ -10,18 +10,19 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import all_suffixes
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.packages import (
-    ImportedPackage,
+    PackageContent,
     imported_package,
+    is_compiled,
     note_imported,
     package_files,
-    package_sum,
+    read_package,
     refuse_other_modules,
+    requirements_of,
     top_level,
 )
 from scalablevit.config.recipe import Recipe, Stage
@@ -29,11 +30,13 @@ from scalablevit.text import and_more
 
 KEY = "imports"
 SUMS = "user_code"
-"""Key of a model's `config.json`: the SHA-256 of each package of its stage's `imports`, by name."""
+"""Key of a model's `config.json`: the `portable_sum` of each package of its stage's `imports`, by name."""
 SHOWN_SUM = 12
 """Characters of a package's SHA-256 in messages."""
 NAMED_FILES = 3
 """Most changed files that an error names."""
+_failed: set[Path] = set()
+"""Folders of packages of which this process has dropped modules, since a later one could not be imported."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,27 @@ class UserPackage:
     """Name of one of its files of compiled code, which run on one kind of machine alone; empty: it has none."""
 
     def content_sum(self) -> str:
-        """Return the SHA-256, in hexadecimal, of its files' names and contents."""
-        return package_sum(self.folder)
+        """Return the SHA-256, in hexadecimal, of its files' names and contents.
 
-    def distributions(self) -> list[str]:
-        """Return the names under which pip knows it; empty: pip did not install it."""
-        return sorted(set(packages_distributions().get(self.name, ())))
+        Raises:
+            UserError: as `content`.
+        """
+        return self.content().digest
+
+    def content(self) -> PackageContent:
+        """Return what it consists of now.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        try:
+            return read_package(self.name, self.folder)
+        except OSError as error:
+            raise UserError(
+                f"{self.name} has a file that cannot be read: {error}",
+                where=str(self.folder),
+                fix="make it readable, or take it out of the package",
+            ) from None
 
 
 def imports_of(recipe: Recipe) -> tuple[str, ...]:
@@ -96,11 +114,23 @@ def package_sums(names: Iterable[str], where: str = KEY) -> dict[str, str]:
     Raises:
         UserError: as `find_packages`.
     """
-    sums: dict[str, str] = {}
-    for package in find_packages(names, where):
-        imported = imported_package(package.name)
-        sums[package.name] = package.content_sum() if imported is None else imported.digest
-    return sums
+    return {name: content.digest for name, content in package_contents(names, where).items()}
+
+
+def package_contents(names: Iterable[str], where: str = KEY) -> dict[str, PackageContent]:
+    """Return what each package that modules belong to consists of, by the package's name.
+
+    As in `package_sums`, what this process has imported counts.
+
+    Args:
+        names: as for `find_packages`.
+        where: as for `find_packages`.
+
+    Raises:
+        UserError: as `find_packages`.
+    """
+    packages = find_packages(names, where)
+    return {package.name: imported_package(package.name) or package.content() for package in packages}
 
 
 def import_user_code(
@@ -112,7 +142,7 @@ def import_user_code(
 
     Args:
         names: dotted names of modules, in the order of importing.
-        expected: SHA-256 that each of their packages must have, by name; None: any.
+        expected: SHA-256 (a `digest` or a `portable_sum`) that each of their packages must have, by name; None: any.
         where: what errors name as the place of the names.
         for_reading: the stage is only read, so files may have changed since they were imported.
 
@@ -124,22 +154,18 @@ def import_user_code(
         return
     packages = find_packages(names, where)
     for package in packages:
-        digest = package.content_sum()
-        if expected is not None and expected.get(package.name) != digest:
-            raise _other_code(package, expected.get(package.name), digest, where)
+        now = package.content()
+        if expected is not None and expected.get(package.name) not in (now.digest, now.portable_sum):
+            raise _other_code(package, expected.get(package.name), now, where)
         imported = imported_package(package.name)
-        if imported is not None and imported.digest != digest and not for_reading:
-            raise _changed_code(package, imported)
+        if imported is not None and imported.digest != now.digest and not for_reading:
+            raise _changed_code(package, imported.changed_files(now))
     before = set(sys.modules)
     try:
         for name in names:
             _import(name, next(package for package in packages if package.name == top_level(name)))
-    except UserError:
-        own = {package.name for package in packages}
-        for name in set(sys.modules) - before:  # else the next attempt would have these as they are, and the rest anew
-            if top_level(name) in own:
-                del sys.modules[name]
-        raise
+    except UserError as error:
+        raise _drop_modules(packages, before, error) from None
     for package in packages:
         note_imported(package.name)
 
@@ -242,9 +268,9 @@ def _find_package(name: str, where: str) -> UserPackage:
             fix=f"name the folder {name}",
         )
     installed = any(folder.is_relative_to(installed) for installed in _installed_folders())
-    compiled = next((file.name for file in package_files(folder) if file.suffix in (".so", ".pyd", ".dylib")), "")
+    compiled = next((file.name for file in package_files(folder) if is_compiled(file.name)), "")
     package = UserPackage(name, folder, installed, compiled)
-    if compiled and not (installed and package.distributions()):
+    if compiled and not (installed and requirements_of(name)):
         raise UserError(
             f"{name} has compiled code ({compiled}), which may not run on other machines",
             where=where,
@@ -284,19 +310,40 @@ def _check_module(package: UserPackage, inner: str, where: str) -> None:
         )
 
 
-def _other_code(package: UserPackage, expected: str | None, digest: str, where: str) -> UserError:
+def _drop_modules(packages: Sequence[UserPackage], before: set[str], error: UserError) -> UserError:
+    """Drop the packages' modules that were imported before one failed, and return the error.
+
+    Else the next attempt would have these as they were, and the rest as it is then. What they did outside of Python's
+    modules stays, such as an operator that torch knows: the error of a second attempt names that as a reason.
+    """
+    own = {package.name: package.folder for package in packages}
+    again = _failed.intersection(own.values())
+    for name in set(sys.modules) - before:
+        if top_level(name) in own:
+            del sys.modules[name]
+            _failed.add(own[top_level(name)])
+    if not again:
+        return error
+    advice = "if it says that something is there already, start a new process: modules have run twice in this one"
+    return UserError(error.what, where=error.where, fix=f"{error.fix}; {advice}")
+
+
+def _other_code(package: UserPackage, expected: str | None, now: PackageContent, where: str) -> UserError:
     origin = f"with the content sum {expected[:SHOWN_SUM]}" if expected else "without a content sum"
-    own_build = f"; compiled code ({package.compiled}) differs with Python and system" if package.compiled else ""
-    copy = "" if package.compiled else ": a registered model has a copy in its folder code, which never runs by itself"
+    version = f", {' and '.join(now.requirements)}," if now.requirements else ""
+    model = where.startswith("models:/")
+    if now.requirements:
+        where_it_is = "; the model's requirements name it" if model else ""
+    else:
+        where_it_is = ": a registered model has a copy in its folder code, which never runs by itself" if model else ""
     return UserError(
-        f"this was made by {package.name} {origin}, and {package.folder} has {digest[:SHOWN_SUM]}{own_build}",
+        f"this was made by {package.name} {origin}, and {package.folder}{version} has {now.portable_sum[:SHOWN_SUM]}",
         where=where,
-        fix=f"put that version of {package.name} here (PYTHONPATH, pip install){copy}",
+        fix=f"put that version of {package.name} here (PYTHONPATH, pip install){where_it_is}",
     )
 
 
-def _changed_code(package: UserPackage, imported: ImportedPackage) -> UserError:
-    changed = imported.changed_files(package.folder)
+def _changed_code(package: UserPackage, changed: Sequence[str]) -> UserError:
     names = f"{', '.join(changed[:NAMED_FILES])}{and_more(len(changed), NAMED_FILES)}"
     return UserError(
         f"the files of {package.name} have changed since this process imported it: {names}",

@@ -22,8 +22,9 @@ class Batch:
     """From the loader uint8 (samples, height, width, 3), or a list of (height, width, 3) where sizes differ; from the
     task's `prepare` float (samples, 3, height, width), or a list of (3, height, width)."""
     samples: int
-    """Number of samples without the bad ones; with 0 the stacked images are (0, 0, 0, 3). Training puts two blank
-    images in place of such a batch, which weighs nothing, and evaluation leaves it out."""
+    """Number of samples without the bad ones; with 0 the stacked images are (0, 0, 0, 3). Training puts one or
+    two blank images in place of such a batch, which add nothing to loss and gradient (batch norm's running statistics
+    do take them in), and evaluation leaves it out."""
     indices: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Int64 (samples,), indices in the source."""
     bad: list[tuple[str, str]] = field(default_factory=list)

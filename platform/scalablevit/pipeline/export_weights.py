@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, to_store
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import package_sums
+from scalablevit.config.user_code import package_contents
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import CONFIG, STATE, WEIGHTS
 from scalablevit.runs.result import StageResult, without_secrets
@@ -75,7 +75,8 @@ def export_weights(
         "step": best.step,
     }
     if stage.imports:
-        config["user_code"] = package_sums(stage.imports)
+        contents = package_contents(stage.imports)
+        config["user_code"] = {name: content.portable_sum for name, content in contents.items()}
     for file, content in ((WEIGHTS, weights), (CONFIG, json.dumps(config, indent=1).encode())):
         store.write(file, content)
         if store.location != str(store.local):

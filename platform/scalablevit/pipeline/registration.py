@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import find_packages, package_sums
+from scalablevit.config.user_code import package_contents
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.model_card import Registry, model_card
 from scalablevit.pipeline.resolve import ResolvedStage
@@ -48,9 +48,9 @@ def record_model(
         outbox.artifact(finished.uid, store.local / name, PLOTS)
     best = {best_metric(finished.metric): finished.value}
     outbox.metrics(finished.uid, [{"step": finished.step, "time_ms": now_ms(), "metrics": best}])
-    packages, sums = find_packages(resolved.stage.imports), package_sums(resolved.stage.imports)
+    contents = package_contents(resolved.stage.imports)
     serving = [*SERVING_PACKAGES, *task_info(resolved.stage.task.kind).serving_packages]
-    compiled = [name for package in packages if package.compiled for name in package.distributions()]
+    compiled = [requirement for content in contents.values() for requirement in content.requirements]
     chosen = f"{finished.metric}={finished.value:.6g} at step {finished.step}"
     outbox.tags(finished.uid, {"best": chosen, "checkpoint": f"{finished.folder}/{CHECKPOINTS}/{finished.checkpoint}"})
     outbox.model(
@@ -59,13 +59,13 @@ def record_model(
         folder=store.local / MODEL,
         package=PACKAGE,
         serving=SERVING,
-        requirements=pin_requirements([*serving, *compiled]),
-        user_code={package.name: sums[package.name] for package in packages if not package.compiled},
+        requirements=[*pin_requirements(serving), *compiled],
+        user_code={name: content.digest for name, content in contents.items() if not content.requirements},
         tags={
             tags.RECIPE_HASH: resolved.hash,
             tags.DATA_DIGEST: resolved.digest,
             tags.METRIC: chosen,
-            **tags.user_code(sums),
+            **tags.user_code({name: content.digest for name, content in contents.items()}),
             **finished.lineage,
         },
         description=_card(recipe, resolved, finished, store.local, plots, registry),

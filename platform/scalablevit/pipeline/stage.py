@@ -12,12 +12,13 @@ import yaml
 
 from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UserError
+from scalablevit.config.packages import is_from_index
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.schedule import largest_rate
 from scalablevit.config.stored import to_store
 from scalablevit.config.task_info import task_info
-from scalablevit.config.user_code import find_packages, package_sums
+from scalablevit.config.user_code import find_packages, package_contents, package_sums
 from scalablevit.pipeline.cluster import PACKAGE
 from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import InitWeights
@@ -37,7 +38,7 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import format_error, mask
-from scalablevit.tracking.environment import environment_info, pin_requirements
+from scalablevit.tracking.environment import environment_info
 from scalablevit.tracking.outbox import Outbox, Texts, lacks_finish, recorded_params
 from scalablevit.tracking.params import flatten
 from scalablevit.tracking.registry import version_of_run
@@ -238,15 +239,18 @@ def _keep_user_code(stage: Stage, outbox: Outbox) -> None:
     Raises:
         UserError: files have changed since they were imported.
     """
-    sums = package_sums(stage.imports)
+    contents = package_contents(stage.imports)
     for package in find_packages(stage.imports):
-        if package.compiled:
-            required = " and ".join(pin_requirements(package.distributions()))
-            print(f"note: {package.name} has compiled code ({package.compiled}): the registered model names {required} "
-                  "as a requirement, and has no copy", flush=True)  # fmt: skip
+        required = contents[package.name].requirements
+        if required:
+            local = "" if all(map(is_from_index, required)) else (
+                "; pip installed it here from a file or an address: install the same on the server before the model, "
+                "or pip finds none there, or somebody else's package of that name")  # fmt: skip
+            print(f"note: {package.name} has compiled code ({package.compiled}): the registered model names "
+                  f"{' and '.join(required)} as a requirement, and has no copy{local}", flush=True)  # fmt: skip
             continue
         try:
-            outbox.keep_user_code(package.folder, sums[package.name])
+            outbox.keep_user_code(package.folder, contents[package.name].digest)
         except ValueError as error:
             raise UserError(
                 f"{error} since this process imported it", where=str(package.folder), fix="submit the job again"

@@ -60,7 +60,12 @@ class Task(Protocol):
         """
 
     def loss(self, model: nn.Module, batch: BatchOfTask) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss over the batch's samples (a scalar), and detached scalars to report, by name."""
+        """Return the mean loss over the batch's samples (a scalar), and detached scalars to report, by name.
+
+        A batch whose samples were all bad has blank images (of `capabilities.Costs.blank_batch`) and 0 `samples`: its
+        loss must depend on the model's outputs as any other, and its value counts for nothing, also where it is not
+        finite. (Only synchronized batch norm would carry a gradient that is not finite to other ranks.)
+        """
 
     def predict(self, model: nn.Module, batch: BatchOfTask) -> Any:
         """Return predictions for `metric().update`; called without gradients, in eval mode, under autocast."""

@@ -100,19 +100,7 @@ class WorkerCallbacks:
         )
         workers = context.stage.cluster.loader_workers
         loader = build_loader(self._train, keys, context.task.collate("train"), workers=workers, device=context.device)
-        return map(self._with_images, prefetch(loader, context.device))
-
-    def _with_images(self, batch: Batch) -> Batch:
-        """Return the batch; one whose samples are all bad has two blank images, so that any task's loss can take it.
-
-        The rank still takes part in the step, where a batch weighs as much as it has samples: here nothing.
-        """
-        if batch.samples:
-            return batch
-        stage, task, device = self._context.stage, self._context.task, self._context.device
-        # two: batch norm has no variance of one
-        blank = task_kind(stage.task.kind).build_costs(stage, task.classes).blank_batch(2)
-        return replace(to_device(blank, device), samples=0, bad=batch.bad, changed=batch.changed)
+        return (with_images(batch, context) for batch in prefetch(loader, context.device))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics on the validation split, equal on all ranks."""
@@ -247,11 +235,29 @@ def train_order(stage: Stage, source: Source) -> TrainOrder:
     return TrainOrder(len(source), data.repeated_augmentation if isinstance(data, LabelledImages) else 1, seed)
 
 
+def with_images(batch: Batch, context: TrainContext) -> Batch:
+    """Return the batch; one whose samples are all bad has blank images, so that any task's loss can take it.
+
+    The rank still takes part in the step, where a batch weighs as much as it has samples: here nothing.
+    """
+    if batch.samples:
+        return batch
+    stage = context.stage
+    # two: batch norm may have no variance of one; no more than training's own, which fit in memory
+    count = min(2, micro_batch_size(context))
+    blank = task_kind(stage.task.kind).build_costs(stage, context.task.classes).blank_batch(count)
+    return replace(to_device(blank, context.device), samples=0, bad=batch.bad, changed=batch.changed)
+
+
+def micro_batch_size(context: TrainContext) -> int:
+    """Return the samples of one rank's training micro-batch, at least 1."""
+    training = context.stage.training
+    return max(1, training.global_batch_size // (context.world * training.accumulation_steps))
+
+
 def eval_batches_of(context: TrainContext, data: SampleDataset) -> Iterator[Batch]:
     """Yield this rank's share of the validation split, in batches as large as a training micro-batch."""
-    training = context.stage.training
-    size = max(1, training.global_batch_size // (context.world * training.accumulation_steps))
-    keys = eval_batches(len(data), context.rank, context.world, size)
+    keys = eval_batches(len(data), context.rank, context.world, micro_batch_size(context))
     loaders = context.stage.cluster.loader_workers
     loader = build_loader(data, keys, context.task.collate("val"), workers=loaders, device=context.device)
     return prefetch(loader, context.device)

@@ -197,10 +197,11 @@ def train_step(
         with _synchronise(model, last=index == len(micro_batches) - 1):
             with context.autocast():
                 loss, logs = context.task.loss(model, prepared)
-            # a loss that is not finite must make the gradient not finite: that tells the other ranks, in this same step
-            (loss * (share + 0.0 * loss.detach())).backward()
+            with _gradients_of_samples(state.model, batch):
+                # a loss that is not finite makes the gradient not finite: that tells the other ranks, in this same step
+                (loss * (share + 0.0 * loss.detach())).backward()
         for name, scalar in {"loss": loss, **logs}.items():
-            weighted = scalar.detach() * share
+            weighted = scalar.detach() * share if batch.samples else torch.zeros_like(scalar.detach())
             parts[f"train/{name}"] = parts[f"train/{name}"] + weighted if f"train/{name}" in parts else weighted
     parts["train/grad_norm"] = optim.clip_gradients(state.model.parameters(), stage.optimizer.clip_norm).detach()
     if context.checks_each_step and not math.isfinite(parts["train/grad_norm"].item()):
@@ -477,3 +478,15 @@ def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[None
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
+
+
+@contextmanager
+def _gradients_of_samples(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Let the backward pass in the block add zeros to the parameters' gradients if the batch has blank images only.
+
+    Their loss may be 0 / 0. The pass itself is still done, as on the other ranks.
+    """
+    hooks = [] if batch.samples else [p.register_hook(torch.zeros_like) for p in model.parameters() if p.requires_grad]
+    yield
+    for hook in hooks:
+        hook.remove()

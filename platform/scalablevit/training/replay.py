@@ -18,6 +18,7 @@ from scalablevit.config.stored import stored_stage
 from scalablevit.run_files import STEP
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
+from scalablevit.training.callbacks import with_images
 from scalablevit.training.capture import batches_file, unpack_batches
 from scalablevit.training.loop import TrainContext
 
@@ -77,11 +78,12 @@ def replay(folder: Path) -> Replay:
             model.load_state_dict(weights)  # each rank begins with the captured running statistics of batch norm
             context = TrainContext(stage, Length.of(stage, 1), task, torch.device("cpu"), rank, world)
             torch.manual_seed(seeds.derive(stage.training.seed, position, rank))
-            for index, batch in enumerate(micro_batches):
+            for index, batch in enumerate(with_images(batch, context) for batch in micro_batches):
                 prepared = task.prepare(batch, "train", (stage.training.seed, position, rank, index))
                 with context.autocast():
                     loss, _ = task.loss(model, prepared)
-                (loss * (batch.samples / stage.training.global_batch_size)).backward()
+                if batch.samples:  # blank images add nothing to the gradient
+                    (loss * (batch.samples / stage.training.global_batch_size)).backward()
                 losses[rank, index] = loss.item()
     norm = optim.clip_gradients(model.parameters(), None).item()
     not_finite += [f"output: {name}" for name in outputs]

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalablevit.config.data import LabelledImages, SplitName
-from scalablevit.config.errors import UserError
 from scalablevit.config.promotion import TOP5_CLASSES
 from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Classification
@@ -62,12 +61,10 @@ class ClassificationTask:
         return collate_classification
 
     def prepare(self, batch: LabelBatch, split: SplitName, seed: Sequence[int]) -> LabelBatch:
-        """Return the batch with float images (N, 3, H, W) and, in training, soft labels (N, classes) as `target`."""
+        """Return the batch with float images (N, 3, H, W) and, in training, soft labels (N, classes) as `targets`."""
         data = self.data
         images = normalize(batch.images, data.mean, data.std, channels_last=self.stage.model.channels_last)
         if split == "val":
-            return replace(batch, images=images)
-        if batch.samples == 0:
             return replace(batch, images=images)
         rng = np.random.default_rng(list(seed))
         # erased before mixed, as in DeiT's training, which the paper's follows
@@ -87,10 +84,6 @@ class ClassificationTask:
 
     def loss(self, model: nn.Module, batch: LabelBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy with the soft labels, mean over the batch (a scalar); nothing else is reported."""
-        if batch.samples == 0:
-            # all were undecodable: the rank still takes part in the step, with nothing to add
-            side = self.data.image_size
-            return model(batch.images.new_zeros(1, 3, side, side)).float().sum() * 0.0, {}
         logits = model(batch.images)
         return F.cross_entropy(logits.float(), batch.targets), {}
 
@@ -139,13 +132,8 @@ class AccuracyMetric:
 
         `val/top1_low95` is the lower end of Wilson's 95 % interval of `val/top1`. `val/top5` is present only where
         there are more than five classes.
-
-        Raises:
-            UserError: no sample was counted.
         """
         top1, top5, loss, count = self.sums.tolist()
-        if count == 0:
-            raise UserError("no validation sample could be decoded", where="data.val", fix="check the files")
         return {
             "val/top1": top1 / count,
             **({"val/top5": top5 / count} if self.top == 5 else {}),

@@ -60,7 +60,7 @@ class CocoMetric:
 
         Args:
             predictions: the detections in each image.
-            batch: its `index` and `instances` are read.
+            batch: its `indices` and `instances` are read.
 
         Raises:
             ValueError: an image was added before.

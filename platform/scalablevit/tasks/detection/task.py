@@ -22,7 +22,6 @@ from scalablevit.data.transforms import fill_color
 from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 from scalablevit.tasks.detection.detector import (
-    STRIDE,
     build_detector,
     first_label,
     paste_masks,
@@ -85,22 +84,15 @@ class DetectionTask:
         return replace(batch, images=[self._normalized(image) for image in batch.images])
 
     def loss(self, model: nn.Module, batch: DetectionTrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of torchvision's losses (a scalar), and each of them to report under its name.
-
-        A rank without any image still takes part in the step, with a blank image: all its losses are 0.
-        """
-        device = next(model.parameters()).device
-        used = batch if batch.samples else self._blank(device)
+        """Return the sum of torchvision's losses (a scalar), and each of them to report under its name."""
         targets = [
             {"boxes": boxes, "labels": labels + self._first}
-            for boxes, labels in zip(used.boxes, used.labels, strict=True)
+            for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
         ]
         if self.has_masks:
-            for target, masks in zip(targets, used.masks or [], strict=True):
+            for target, masks in zip(targets, batch.masks or [], strict=True):
                 target["masks"] = masks
-        losses = {name: loss.float() for name, loss in model(used.images, targets).items()}
-        if not batch.samples:
-            losses = {name: loss * 0.0 for name, loss in losses.items()}
+        losses = {name: loss.float() for name, loss in model(batch.images, targets).items()}
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def predict(self, model: nn.Module, batch: DetectionEvalBatch) -> list[Detections]:
@@ -118,17 +110,6 @@ class DetectionTask:
     def _normalized(self, image: Tensor) -> Tensor:
         """Return a uint8 image (h, w, 3) as normalized float (3, h, w)."""
         return normalize(image[None], self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)[0]
-
-    def _blank(self, device: torch.device) -> DetectionTrainBatch:
-        """Return an image of normalized zeros without objects."""
-        side = 2 * STRIDE  # one of STRIDE would leave the batch norms of a backbone a single value
-        return DetectionTrainBatch(
-            images=[torch.zeros((3, side, side), device=device)],
-            boxes=[torch.zeros((0, 4), device=device)],
-            labels=[torch.zeros(0, dtype=torch.int64, device=device)],
-            masks=[torch.zeros((0, side, side), dtype=torch.uint8, device=device)],
-            samples=0,
-        )
 
     def in_original(self, output: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> Detections:
         """Return detections in the original image's pixels.

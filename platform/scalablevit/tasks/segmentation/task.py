@@ -13,7 +13,6 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.task import Segmentation
 from scalablevit.config.task_info import task_info
 from scalablevit.data.batch import MaskBatch
-from scalablevit.data.labels import IGNORE
 from scalablevit.data.loader import collate_segmentation_eval, collate_segmentation_train
 from scalablevit.data.mixing import normalize
 from scalablevit.models.backbone import Pyramid, build_pyramid
@@ -130,16 +129,12 @@ class SegmentationTask:
         return normalize(images, self.data.mean, self.data.std, channels_last=self.stage.model.channels_last)
 
     def _fill_up(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a batch that the network can take although bad samples were skipped.
+        """Return the batch with a single image, left when bad samples were skipped, repeated if batch norm needs two.
 
-        A single image is repeated where batch norm needs two, which changes no mean. A rank without any image still
-        takes part in the step, with ignored pixels: loss and gradients are 0.
+        That changes no mean.
         """
         if len(images) == 1 and self._needs_two:
             return images.repeat(2, 1, 1, 1), masks.repeat(2, 1, 1)
-        if len(images) == 0:
-            side = self.data.crop_size
-            return images.new_zeros((2, 3, side, side)), masks.new_full((2, side, side), IGNORE)
         return images, masks
 
 
