@@ -76,6 +76,25 @@ def test_steps_done_again_after_a_roll_back_have_the_later_values(tmp_path, at_o
     assert files.best is not None and files.best[0] == 4
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_steps_that_a_roll_back_has_undone_are_left_out(tmp_path, at_once):
+    """Training went back from 8 to 4 and ended at 7: nobody has the weights of step 8, the best one."""
+    store = RunStore.open("run", None, tmp_path)
+    outbox, files = Outbox(store.outbox), MetricFiles(store, UID)
+    outbox.metrics(UID, [trained(4), evaluated(4, 0.5, True), trained(6), evaluated(8, 0.9, True)])
+    if not at_once:
+        files.write()
+    outbox.metrics(UID, [{**trained(6), "roll_backs": 1}, {**evaluated(7, 0.25, False), "roll_backs": 1}])
+    files.write()
+    outbox.metrics(UID, [{"step": 7, "time_ms": 1, "metrics": {"system/node0/x": 1.0}}])
+    files.write()
+    outbox.close()
+    assert contents(store) == expected(store)
+    rows = metrics_by_step(store.outbox, UID)
+    assert list(rows) == [4, 6, 7] and best_step(rows) == 4
+    assert files.last_step == 7 and files.best is not None and files.best[0] == 4
+
+
 def test_results_have_a_row_for_each_evaluation_with_the_training_metrics_before_it(store):
     rows = list(csv.DictReader((store.local / RESULTS).open()))
     assert [(int(row["step"]), float(row["val/top1"])) for row in rows[::2]] == [(4, 0.5), (10, 0.7)]

@@ -79,6 +79,18 @@ def test_status_and_metrics_are_those_of_the_outbox(store, capsys):
     assert "step 4/400  evaluation: top1 0.5000  (best so far)" in out and "iou/cat" not in out
 
 
+def test_after_a_roll_back_the_time_left_and_the_step_are_those_of_the_steps_done_again(store, capsys):
+    """One second a step, from 100 back to 10; step 110 of the first line, the best, is undone."""
+    start = now_ms()
+    first = [{**trained(step), "time_ms": start + 1000 * step} for step in (1, 50, 100)]
+    again = [{**trained(step), "time_ms": start + 1000 * (100 + step), "roll_backs": 1} for step in (20, 50, 100)]
+    undone, last = evaluated(110, 0.9, True), {**evaluated(100, 0.5, True), "time_ms": start + 200_000, "roll_backs": 1}
+    status = follow(store, first, [undone], again, [last], total=400)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "step 100/" in line and "ETA" in line]
+    assert len(shown) == 2 and all(f"ETA {format_duration(300)}" in line for line in shown)
+    assert (status.step, status.best) == (100, Best("val/top1", 0.5, 100))
+
+
 def test_initial_weights_take_one_line_and_their_names_stay_in_the_file(store, capsys):
     note = "initial weights: 198 tensors from w.pth (sha256 0); 1 new, 1 ignored\n  new: a.weight\n  ignored: b.bias"
     follow(store, [trained(1)], note=note.encode())

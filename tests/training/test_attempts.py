@@ -57,6 +57,15 @@ def test_the_file_is_written_as_it_always_was(tmp_path: Path) -> None:
     )
 
 
+def test_checkpoints_that_were_passed_over_are_kept_with_the_attempt(tmp_path: Path) -> None:
+    """`start.txt` has those of the last attempt only."""
+    file = tmp_path / ATTEMPTS
+    started = StartupTimings(2.0, passed_over="400 steps are done again")
+    AttemptsCallback(file).after_report(None, [{"started": vars(started)}], None)
+    assert read_attempts(file)[0] == [started]
+    assert '"passed_over": "400 steps are done again"' in file.read_text()
+
+
 def test_events_of_other_releases_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An earlier one did not say when workers were lost; a later one may know more kinds and fields."""
     file = tmp_path / ATTEMPTS

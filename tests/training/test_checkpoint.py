@@ -94,16 +94,23 @@ def test_all_damaged_is_a_hard_error(store, tmp_path):
 
 
 @pytest.fixture
-def unreadable(monkeypatch):
+def unreadable_errors() -> list[OSError]:
+    """Instead of an I/O error, the error of `unreadable`."""
+    return []
+
+
+@pytest.fixture
+def unreadable(monkeypatch, unreadable_errors):
     """Ends of paths of files that storage does not give, or their folders' names: an I/O error."""
     names, read = set(), checkpoint.read
 
     def read_or_fail(filesystem, path):
         if any(path.endswith(name) or f"/{name}/" in path for name in names):
-            raise OSError(5, "Input/output error", path)
+            raise unreadable_errors[0] if unreadable_errors else OSError(5, "Input/output error", path)
         return read(filesystem, path)
 
     monkeypatch.setattr(checkpoint, "read", read_or_fail)
+    monkeypatch.setattr(checkpoint, "RETRY_PAUSES_S", (0.0, 0.0))
     return names
 
 
@@ -114,11 +121,54 @@ def test_a_newest_one_that_cannot_be_read_is_passed_over_and_said(store, unreada
     found = store.newest()
     assert found is not None and found[0] == kept
     note = store.note_on_passed_over(3)
-    assert note.startswith("; 6 steps are done again") and newest in note
+    assert note.startswith("6 steps are done again") and newest in note
     assert "cannot be read: [Errno 5] Input/output error" in note and "\n" not in note
     unreadable.clear()
     found = store.newest()
     assert found is not None and found[0] == newest and store.note_on_passed_over(9) == "", "readable again"
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_an_error_of_a_moment_costs_no_steps(store, monkeypatch, failures):
+    """A read is tried again after pauses; only after the last of them is an older checkpoint used."""
+    older, newest = store.write(snapshot(3), None), store.write(snapshot(9), None)
+    remaining, pauses, read = [failures], [], checkpoint.read
+
+    def read_or_fail(filesystem, path):
+        if path.endswith("model.safetensors") and newest in path and remaining[0]:
+            remaining[0] -= 1
+            raise OSError(5, "Input/output error", path)
+        return read(filesystem, path)
+
+    monkeypatch.setattr(checkpoint, "read", read_or_fail)
+    monkeypatch.setattr(checkpoint, "RETRY_PAUSES_S", (1.0, 4.0))
+    monkeypatch.setattr(checkpoint.time, "sleep", pauses.append)
+    found = store.newest()
+    assert found is not None and found[0] == (newest if failures < 3 else older)
+    assert pauses == [1.0, 4.0][:failures] and (store.passed_over == {}) == (failures < 3)
+
+
+def test_a_roll_back_never_goes_forward(store, unreadable):
+    """The checkpoint of step 9 cannot be read at the start; training goes on from 3, and step 8 is not finite."""
+    store.write(snapshot(3), None)
+    ahead = store.write(snapshot(9), None)
+    unreadable.add(ahead)
+    found = store.newest()
+    assert found is not None and found[1].step == 3
+    unreadable.clear()
+    found = store.newest(at_most=7)
+    assert found is not None and found[1].step == 3
+    for step in (5, 7):
+        store.write(snapshot(step), None)
+        store.prune(Keep(last=1, best=0))
+        assert step in {entry.step for entry in store.entries()}, "the one ahead still does not count"
+    found = store.newest(at_most=12)
+    assert found is not None and found[1].step == 7, "training has left the one ahead"
+
+
+def test_a_roll_back_without_a_checkpoint_behind_it_has_none(store, unreadable):
+    store.write(snapshot(9), None)
+    assert store.newest(at_most=7) is None
 
 
 def test_one_that_cannot_be_read_is_never_deleted(store, unreadable):
@@ -148,14 +198,27 @@ def test_what_is_passed_over_takes_no_place_of_those_that_are_written_next(store
     assert useless in {entry.name for entry in store.entries()}
 
 
-def test_if_none_can_be_read_nobody_is_told_to_start_again(store, tmp_path, unreadable):
+def test_if_none_may_be_read_nobody_is_told_to_start_again(store, tmp_path, unreadable, unreadable_errors):
     names = [store.write(snapshot(step), None) for step in (3, 6, 9)]
     (tmp_path / "checkpoints" / names[0] / "model.safetensors").write_bytes(b"")
     unreadable.update(names[1:])
+    unreadable_errors[:] = [PermissionError(13, "Permission denied")]
     with pytest.raises(UserError, match="2 of 3 cannot be read") as caught:
         store.newest()
     assert all(name in str(caught.value) for name in names)
     assert "make them readable" in caught.value.fix and "start" not in caught.value.fix
+
+
+@pytest.mark.parametrize("file", ["", f"/{MANIFEST}"])
+def test_if_storage_gives_none_new_workers_may_try_again(store, tmp_path, unreadable, file):
+    """A UserError would end the job: a restart uses what storage gives in a minute."""
+    names = [store.write(snapshot(step), None) for step in (3, 6, 9)]
+    (tmp_path / "checkpoints" / names[0] / "model.safetensors").write_bytes(b"")
+    unreadable.update(f"{name}{file}" for name in names[1:])
+    with pytest.raises(OSError, match="2 of 3 cannot be read") as caught:
+        store.newest()
+    assert not isinstance(caught.value, UserError)
+    assert all(name in str(caught.value) for name in names)
 
 
 @pytest.mark.parametrize("file", ["", "/model.safetensors", f"/{MANIFEST}"])
@@ -296,6 +359,17 @@ def test_a_full_disk_leaves_the_one_before(store, tmp_path, monkeypatch):
     assert found is not None and found[1].step == 10
     assert writer.missing_best(10) == writer.missing_best(None) == ""
     assert "of step 9, are not stored" in writer.missing_best(9) and "No space left" in writer.missing_best(9)
+
+
+def test_a_best_one_that_is_of_no_use_does_not_count_as_stored(store, tmp_path):
+    """Its step was done again, and the second checkpoint of that step could not be written."""
+    store.write(snapshot(3), None)
+    damaged = store.write(snapshot(9), 0.5)
+    writer = BackgroundWriter(store, Keep())
+    assert writer.missing_best(9) == ""
+    (tmp_path / "checkpoints" / damaged / "model.safetensors").write_bytes(b"x")
+    assert store.newest() is not None
+    assert "of step 9, are not stored" in writer.missing_best(9)
 
 
 def test_too_little_space_is_said_before_training(store):

@@ -12,9 +12,12 @@ import torch
 from harness.ranks import POISONS, Attempt, run_attempts
 
 from scalablevit.config.errors import UserError
+from scalablevit.config.recipe import Keep
 from scalablevit.training import loop
-from scalablevit.training.checkpoint import CheckpointStore
+from scalablevit.training.callbacks import WorkerCallbacks
+from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.replay import replay
+from scalablevit.training.state import Snapshot
 from scalablevit.training.worker import WorkerConfig
 
 KINDS = sorted(POISONS)
@@ -160,6 +163,18 @@ def test_records_of_steps_done_again_after_a_roll_back_say_so(two_ranks):
     assert records == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1)]
     (evaluated,) = [record for record in result["records"] if "val/is_best" in record["metrics"]]
     assert (evaluated["step"], evaluated["roll_backs"]) == (STEPS, 1)
+
+
+def test_a_roll_back_does_not_go_forward_to_what_could_not_be_read_at_the_start(tmp_path):
+    """A training that goes on from step 3 finds step 9 readable when step 8 is not finite."""
+    store = CheckpointStore(str(tmp_path))
+    for step in (3, 9):
+        store.write(Snapshot(step, {}, {"step": step}), None)
+    restored = []
+    state = SimpleNamespace(step=7, restore=lambda snapshot: restored.append(snapshot.step))
+    given = SimpleNamespace(writer=BackgroundWriter(store, Keep()), _context=SimpleNamespace(rank=0))
+    WorkerCallbacks.rollback(given, state)
+    assert restored == [3]
 
 
 def test_resumed_after_a_roll_back_it_ends_the_same(two_ranks):

@@ -61,11 +61,14 @@ def test_an_attempt_notes_newer_checkpoints_that_it_does_not_use(make_stage, tmp
     first, *newer = [entry.name for entry in store.entries()]
     for name in newer:
         (tmp_path / "run" / "checkpoints" / name / "model.safetensors").write_bytes(b"x")
-    assert run(given).training.step == 4
+    timings = StartupTimings(time.time())
+    ended = worker.run(given, 0, 1, torch.device("cpu"), lambda records, node: None, timings=timings).training
+    assert ended is not None and ended.step == 4
     note = (tmp_path / "run" / START_NOTE).read_text()
     said = "2 steps are done again, since newer checkpoints are not used"
     assert note.startswith(f"resumed at step 1 from {first}; {said} (")
     assert len(newer) == 2 and all(f"{name}: " in note for name in newer)
+    assert timings.passed_over.startswith(said) and note.endswith(timings.passed_over)
 
 
 def test_a_worker_that_is_started_directly_refuses_single_images_under_batch_norm(make_segmentation, tmp_path):

@@ -34,6 +34,23 @@ def trained() -> TrainState:
     return state
 
 
+def test_weights_come_from_the_newest_own_checkpoint_that_is_whole(
+    make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training has passed over the damaged one of a later step."""
+    search = make_search(scheduler={"kind": "pbt", "perturb_epochs": 1})
+    folder = trial_folder(str(tmp_path), 0)
+    write_recipe(f"{folder}/segment-000", trial_stage(search, {"optimizer.lr": 0.001}))
+    store, state = CheckpointStore(f"{folder}/segment-000"), trained()
+    store.write(state.snapshot(), -0.6)
+    state.step = 9
+    damaged = store.write(state.snapshot(), -0.5)
+    (Path(store.folder) / damaged / "model.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
+    (entry,) = CheckpointStore(segment_folder(folder, trial_stage(search, {"optimizer.lr": 0.002}))).entries()
+    assert (entry.step, entry.value) == (4, -0.6)
+
+
 @pytest.mark.parametrize("donor", [1, 0])
 def test_weights_come_from_another_trial_but_not_its_evaluations(
     donor: int, make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,15 @@ from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint
 from scalablevit.training.state import Snapshot
 from scalablevit.training.worker_result import WorkerResult
 from scalablevit.tuning.search import SearchCallback, build_scheduler
-from scalablevit.tuning.trial import TrialContext, TrialFailed, TrialReporter, check_sampled, reason_of, run_trial
+from scalablevit.tuning.trial import (
+    TrialContext,
+    TrialDisturbed,
+    TrialFailed,
+    TrialReporter,
+    check_sampled,
+    reason_of,
+    run_trial,
+)
 from scalablevit.tuning.trials import Trial, load_trials, save_list, trial_folder
 
 
@@ -119,6 +127,39 @@ def test_records_of_several_workers_after_the_last_evaluation_are_reported_when_
         run_trial({"trial": {"number": 0, "values": values, "curve": []}}, context)
     assert [[each["step"] for each in result["records"]] for result in reported] == [[1, 2], [3, 4]]
     assert math.isnan(reported[1]["value"]) and math.isnan(reported[1]["records"][1]["metrics"]["train/loss"])
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_records_that_were_reported_or_of_an_earlier_attempt_are_not_reported_again(
+    make_search, tmp_path, monkeypatch, retried
+):
+    """The training fails right after an evaluation; tried again, it fails before its first report."""
+    reported: list[Any] = []
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda _self: None)  # needs Tune's session
+    monkeypatch.setattr(TuneReportCallback, "after_report", lambda *_: None)
+    monkeypatch.setattr(tune, "report", reported.append)
+
+    def train(_stage: Any, _worker_config: Any, folder: str, callbacks: list[Any]) -> WorkerResult:
+        (there,) = pickle.loads(pickle.dumps(callbacks))  # noqa: S301
+        there.after_report(None, [{"records": [record(1, train_loss=2.0)]}], None)
+        if not retried:
+            there.after_report(None, [{"records": [record(2, val_loss=3.0)]}], None)
+        monkeypatch.setattr(launch, "launch", fail)
+        raise OSError(5, "Input/output error")
+
+    def fail(*_: Any) -> WorkerResult:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(launch, "launch", train)
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: f"{tmp_path}/ray/0000"))
+    search = make_search(resources={"workers": 2, "cpus_per_worker": 1})
+    context = TrialContext(search, str(tmp_path), str(tmp_path), 64, None, "", True)
+    values = {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}
+    for expected in ([[1]] if retried else [], []):
+        reported.clear()
+        with pytest.raises(TrialDisturbed):
+            run_trial({"trial": {"number": 0, "values": values, "curve": []}}, context)
+        assert [[point["step"] for point in result["records"]] for result in reported] == expected
 
 
 def test_population_based_training_compares_the_weights_as_they_are(make_search):

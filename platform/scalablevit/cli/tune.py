@@ -16,7 +16,7 @@ space keys" of the documentation has every key of a space (`recipe schema --spac
 
 The same command again continues the search: finished trials are read from their folders, interrupted ones resume from
 their checkpoints. A search that has ended keeps its result for the training after it; trials that are left go on under
-another space.budget, or with --no-retrain.
+another space.budget.trials or space.budget.wall_minutes, or with --no-retrain.
 
 {ON_A_CLUSTER}
 

@@ -154,10 +154,7 @@ def run_search(
         _begin(search, store, outbox, uid, resolved)
         earlier, same_budget = _stored_result(search, store, uid)
         if retrain and earlier is not None and same_budget:
-            print(_format_reuse(search, earlier), flush=True)
-            _update_status(status_file, search, earlier.trials)
-            outbox.end(uid, "FINISHED")
-            return earlier
+            return _reuse(search, earlier, status_file, outbox)
         store_listings(store.location, resolved.sources)
         context = TrialContext(
             search=replace(search, recipe=_without_secrets(search.recipe)),
@@ -172,13 +169,15 @@ def run_search(
         trials = open_trials(search, store.location)
         update_status = partial(_update_status, status_file, search, trials)
         callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, update_status)
+        if earlier is not None:  # no longer the result, should this be interrupted
+            _store_result(store, earlier, budget=None)
         try:
             update_status()
             _run(callback, context, concurrency)
             result = _search_result(search, store, uid, callback.trials)
             _save_results(context, result, outbox)
             publish(result.folder, outbox, uid)
-            _store_result(search, store, result)
+            _store_result(store, result, _limits(search))
         except KeyboardInterrupt as interrupt:
             clean_up(interrupt, ("recording which trials go on", callback.interrupt))
             raise
@@ -194,32 +193,53 @@ def _limits(search: Search) -> PlainValues:
     return search.space.budget.model_dump(mode="json", include={"trials", "wall_minutes"})
 
 
-def _store_result(search: Search, store: RunStore, result: SearchResult) -> None:
-    """Write which trial was the best when the search ended, and under which budget."""
+def _store_result(store: RunStore, result: SearchResult, budget: PlainValues | None) -> None:
+    """Write which trial was the best when the search ended, and under which budget; None: it has begun again."""
     best = {"trial": result.best.number, "values": result.best.values, "step": result.step, "value": result.value}
-    store.write_json(BEST_TRIAL, {"budget": _limits(search), **best})
+    store.write_json(BEST_TRIAL, {"budget": budget, **best})
 
 
 def _stored_result(search: Search, store: RunStore, uid: str) -> tuple[SearchResult | None, bool]:
-    """Return the result with which the search ended (None: it has not), and whether its budget is the same now."""
+    """Return the result with which the search ended (None: it has not), and whether its budget is the same now.
+
+    Raises:
+        UserError: the file of the result is damaged.
+    """
     stored = store.read_json(BEST_TRIAL)
     if stored is None:
         return None, False
     trials = open_trials(search, store.location)
-    best = trials[stored["trial"]]
-    best.values, step, value = stored["values"], stored["step"], stored["value"]
+    try:
+        best = trials[stored["trial"]]
+        best.values, step, value = dict(stored["values"]), int(stored["step"]), float(stored["value"])
+        same_budget = stored["budget"] == _limits(search)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"does not say which trial was the best: {error!r}",
+            where=f"{store.location}/{BEST_TRIAL}",
+            fix="remove the file: the search then ranks its trials again",
+        ) from None
     if not best.ended():
         best.status, best.curve = "unfinished", {step: value}  # the outbox alone has the others
     result = SearchResult(store.name, uid, store.local, tuple(trials), best, step, value)
-    return result, stored["budget"] == _limits(search)
+    return result, same_budget
+
+
+def _reuse(search: Search, earlier: SearchResult, status_file: StatusFile, outbox: Outbox) -> SearchResult:
+    """Return the result with which the search ended, after a line and a status that say so."""
+    print(_format_reuse(search, earlier), flush=True)
+    _update_status(status_file, search, earlier.trials)
+    outbox.end(earlier.uid, "FINISHED")
+    return earlier
 
 
 def _format_reuse(search: Search, result: SearchResult) -> str:
     """Return a line that says which result is kept, and how trials that are left can go on."""
-    left = sum(not trial.ended() for trial in result.trials)
+    unproposed = max(0, (search.space.budget.trials or 0) - len(result.trials))  # TPE proposes one after the other
+    left = sum(not trial.ended() for trial in result.trials) + unproposed
     more = (
-        f"; {left} trials have not ended or failed for a reason outside their values: with another space.budget "
-        f"(trials, wall_minutes), or by `{command_line('tune')} --no-retrain`, the search goes on"
+        f"; {left} trials have not begun or ended, or failed for a reason outside their values: the search goes on "
+        f"with another space.budget.trials or space.budget.wall_minutes, or by `{command_line('tune')} --no-retrain`"
     )
     return (
         f"[search] already finished: trial {result.best.number} is the best of {len(result.trials)}, "

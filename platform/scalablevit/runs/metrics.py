@@ -26,16 +26,17 @@ def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """Return a run's metrics by step, in ascending order of steps.
 
     The outbox keeps the first of equal points, so each step occurs once, however often a run was killed and resumed.
-    Of a step that was done again after a roll-back, the later values are returned.
+    Steps before a roll-back that it has undone are left out; those done again have the later values.
 
     Args:
         outbox: folder of the outbox.
         uid: the run's uid.
     """
     rows: dict[int, Row] = {}
+    roll_backs = 0
     for line in read_lines(outbox):
         if isinstance(line.record, MetricsRecord) and line.record.uid == uid:
-            _add(rows, line.record)
+            roll_backs = _add(rows, line.record, roll_backs)
     return dict(sorted(rows.items()))
 
 
@@ -84,6 +85,7 @@ class MetricFiles:
         self._uid = uid
         self._offset: int
         self._rows: dict[int, Row]
+        self._roll_backs: int
         self._settled: _Settled
         self._sizes: tuple[int, int] | None
         self._names: list[str] = []
@@ -158,6 +160,7 @@ class MetricFiles:
         """Reset to the state before anything was read or written."""
         self._offset = 0
         self._rows = {}
+        self._roll_backs = 0
         self._settled = _Settled()
         self._sizes = None
 
@@ -167,7 +170,7 @@ class MetricFiles:
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
             if isinstance(line.record, MetricsRecord) and line.record.uid == self._uid:
-                step = _add(self._rows, line.record)
+                self._roll_backs, step = _add(self._rows, line.record, self._roll_backs), line.record.step
                 lowest = step if lowest is None else min(lowest, step)
         return lowest
 
@@ -201,11 +204,17 @@ class MetricFiles:
         return lines.encode(), _csv(table), trained
 
 
-def _add(rows: dict[int, Row], record: MetricsRecord) -> int:
-    """Add a record's metrics to the row of its step, and return the step."""
+def _add(rows: dict[int, Row], record: MetricsRecord, roll_backs: int) -> int:
+    """Add a record's metrics to the row of its step, and return the number of roll-backs so far.
+
+    The first record after a roll-back drops the rows from its step on: training has undone those steps.
+    """
+    if record.roll_backs > roll_backs:
+        for step in [step for step in rows if step >= record.step]:
+            del rows[step]
     time = datetime.fromtimestamp(record.time_ms / 1000, UTC).isoformat(timespec="milliseconds")
     rows.setdefault(record.step, {"time": time}).update(record.metrics)
-    return record.step
+    return max(roll_backs, record.roll_backs)
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:

@@ -68,6 +68,7 @@ class Progress:
         self._printed = 0.0
         self._memory = ""
         self._eta = EtaEstimator(total_steps)
+        self._roll_backs = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -117,18 +118,22 @@ class Progress:
         for record in records:
             self._memory = format_memory(record.metrics) or self._memory
         for record in records:
-            self._print_step(record.step, record.time_ms, record.metrics)
+            self._print_step(record)
         if any(isinstance(event, Lost) for event in events):
             self._expects_note = True  # the workers that go on write another one
 
-    def _print_step(self, step: int, time_ms: int, metrics: Values) -> None:
+    def _print_step(self, record: MetricsRecord) -> None:
+        step, metrics = record.step, record.metrics
         self._expects_note = False
         self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
             self._console.say(f"step {step}/{self._total}  {format_evaluation(metrics, self._metrics)}")
             self._write_metrics()
         elif "train/loss" in metrics:
-            self._eta.add(step, time_ms)
+            if record.roll_backs != self._roll_backs:
+                self._roll_backs = record.roll_backs
+                self._eta = EtaEstimator(self._total, max(self._eta.since_ms, record.time_ms))
+            self._eta.add(step, record.time_ms)
             # a narrow terminal cuts the end off
             parts = (f"step {step}/{self._total}", self._eta.format(step), format_training(metrics), self._memory)
             line = "  ".join(part for part in parts if part)
@@ -157,21 +162,22 @@ class Progress:
 
 
 class EtaEstimator:
-    """Estimates the time to the end, evaluations included, from the steps of this attempt so far.
+    """Estimates the time to the end, evaluations included, from the steps since an attempt's start or a roll-back.
 
     Args:
         total_steps: optimizer steps of the whole training.
+        since_ms: the time of that, milliseconds since the epoch; None: now.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, since_ms: int | None = None) -> None:
         self._total = total_steps
-        self._since_ms = now_ms()
+        self.since_ms = now_ms() if since_ms is None else since_ms
         self._first: tuple[int, int] | None = None
         self._seconds_per_step = 0.0
 
     def add(self, step: int, time_ms: int) -> None:
-        """Add a log point (step, milliseconds since the epoch); ignore one that was measured before this attempt."""
-        if self._first is None and time_ms >= self._since_ms:
+        """Add a log point (step, milliseconds since the epoch); ignore one that was measured before `since_ms`."""
+        if self._first is None and time_ms >= self.since_ms:
             self._first = (step, time_ms)
         if self._first is not None and step > self._first[0]:
             self._seconds_per_step = (time_ms - self._first[1]) / 1000 / (step - self._first[0])

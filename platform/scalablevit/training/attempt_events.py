@@ -34,6 +34,8 @@ class StartupTimings:
     """Optimizer steps done before this attempt."""
     world: int = 0
     """Number of ranks."""
+    passed_over: str = ""
+    """Newer checkpoints that were not used, with the reasons, and the number of steps done again; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ Event: TypeAlias = StartupTimings | Submitted | Lost | UnknownEvent
 
 def add_event(path: Path, event: StartupTimings | Submitted | Lost) -> None:
     """Append an event to `attempts.jsonl`; a failed write is reported on standard error only."""
-    line = json.dumps({"event": event.kind, **vars(event)}).encode() + b"\n"
+    values = {name: value for name, value in vars(event).items() if value != ""}
+    line = json.dumps({"event": event.kind, **values}).encode() + b"\n"
     try:
         with path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)

@@ -139,13 +139,13 @@ class WorkerCallbacks:
         return self._poller.after_step(step)
 
     def rollback(self, state: TrainState) -> None:
-        """Restore the state from the newest checkpoint.
+        """Restore the state from the newest checkpoint up to its step.
 
         Raises:
             UserError: there is no checkpoint.
         """
         self.writer.wait()
-        restored = latest_checkpoint_for_all_ranks(self.writer.store, self._context.rank)
+        restored = latest_checkpoint_for_all_ranks(self.writer.store, self._context.rank, at_most=state.step)
         if restored is None:
             raise UserError(
                 "a step is not finite, and there is no checkpoint to go back to",

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -21,6 +22,8 @@ from scalablevit.run_files import CHECKPOINTS, MANIFEST, STATE
 from scalablevit.training.state import Snapshot
 from scalablevit.training.storage import open_filesystem, put, read
 
+RETRY_PAUSES_S = (1.0, 4.0, 15.0)
+"""Pauses in seconds before a read that failed is tried again (a busy object store, a mount that hangs)."""
 _FOLDER = re.compile(r"step_(\d{9})-[0-9a-f]{8}")
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,7 @@ class CheckpointStore:
         self.filesystem, root = open_filesystem(run_folder)
         self.folder = f"{root}/{CHECKPOINTS}"
         self.passed_over: dict[str, str] = {}
-        """Why the last call of `newest` did not use newer checkpoints, by name; this store never deletes them."""
+        """Why `newest` did not use newer checkpoints, by name; this store never deletes them."""
 
     def write(self, snapshot: Snapshot, value: float | None) -> str:
         """Write a checkpoint; it exists from the moment its manifest does.
@@ -151,43 +154,76 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{folder}: holds step {meta['step']}")
         return Snapshot(meta["step"], files, meta)
 
-    def newest(self) -> tuple[str, Snapshot] | None:
-        """Return name and content of the newest checkpoint that is whole; None when there never was a checkpoint.
+    def newest(self, at_most: int | None = None) -> tuple[str, Snapshot] | None:
+        """Return name and content of the newest checkpoint that is whole; None when there is no checkpoint.
 
-        Those passed over, damaged or not given by storage, are in `passed_over` afterwards.
+        Those passed over, damaged or not given by storage, are in `passed_over` afterwards. A read that fails is tried
+        again after `RETRY_PAUSES_S`.
+
+        Args:
+            at_most: for a training that goes back: the most steps done. What it passed over before stays passed over;
+                it may be readable again, but this training has gone another way. None: a training starts.
 
         Raises:
-            UserError: none is whole, or none can be read: to start from the beginning would hide the loss.
+            UserError: none is whole, or none may be read: to start from the beginning would hide the loss.
+            OSError: none is whole, and storage does not give one of them: it may with new workers.
         """
-        self.passed_over = {}
-        unreadable = 0
+        earlier = {} if at_most is None else self.passed_over
+        self.passed_over = dict(earlier)
+        pauses = iter(RETRY_PAUSES_S)
+        failures: list[OSError] = []
         for entry in reversed(self.entries()):
+            if entry.name in earlier or (at_most is not None and entry.step > at_most):
+                continue
             try:
-                return entry.name, self.read(entry.name)
+                return entry.name, self._read_patiently(entry.name, pauses)
             except (DamagedCheckpoint, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 self.passed_over[entry.name] = str(error)
             except OSError as error:
-                unreadable += 1
+                failures.append(error)
                 self.passed_over[entry.name] = f"cannot be read: {error}"
             logger.warning("checkpoint %s is not used: %s", entry.name, self.passed_over[entry.name])
-        if not self.passed_over:
+        if self.passed_over == earlier:
             return None
+        raise self._none_usable(failures)
+
+    def _read_patiently(self, name: str, pauses: Iterator[float]) -> Snapshot:
+        """Return a checkpoint's content; try again after each pause, in seconds, unless permissions are missing."""
+        while True:
+            try:
+                return self.read(name)
+            except PermissionError:
+                raise
+            except OSError as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                logger.warning("checkpoint %s cannot be read (%s); it is tried again in %g s", name, error, pause)
+                time.sleep(pause)
+
+    def _none_usable(self, failures: list[OSError]) -> UserError | OSError:
+        """Return the error of a run without a usable checkpoint, whose reads failed with these errors, if any."""
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in self.passed_over.items())
-        if unreadable:
-            raise UserError(
-                f"no checkpoint of this run can be used, and {unreadable} of {len(self.passed_over)} cannot be read:"
-                f"{reasons}",
+        if not failures:
+            return UserError(
+                f"every checkpoint of this run is damaged:{reasons}",
                 where=self.folder,
-                fix="make them readable (permissions, the disk, the mount), and give the same command again",
+                fix="restore the folder from a copy, or move it away to train from the start",
             )
-        raise UserError(
-            f"every checkpoint of this run is damaged:{reasons}",
+        what = (
+            f"no checkpoint of this run can be used, and {len(failures)} of {len(self.passed_over)} cannot be read:"
+            f"{reasons}"
+        )
+        if not all(isinstance(error, PermissionError) for error in failures):
+            return OSError(f"{self.folder}: {what}")
+        return UserError(
+            what,
             where=self.folder,
-            fix="restore the folder from a copy, or move it away to train from the start",
+            fix="make them readable (permissions, the disk, the mount), and give the same command again",
         )
 
     def note_on_passed_over(self, step: int) -> str:
-        """Return a clause about the newer checkpoints that are not used; empty if there are none.
+        """Return a sentence about the newer checkpoints that are not used; empty if there are none.
 
         Args:
             step: optimizer steps done at the checkpoint that is used.
@@ -196,7 +232,7 @@ class CheckpointStore:
             return ""
         again = max(map(_step_of, self.passed_over)) - step
         reasons = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in self.passed_over.items())
-        return f"; {again} steps are done again, since newer checkpoints are not used ({reasons})"
+        return f"{again} steps are done again, since newer checkpoints are not used ({reasons})"
 
     def best(self, step: int | None = None) -> Entry | None:
         """Return the undamaged checkpoint with the highest value, the earliest of equal ones; None without any value.
@@ -263,7 +299,7 @@ class CheckpointStore:
         Args:
             keep: how many of the newest and of the best to keep.
         """
-        usable = self._usable()
+        usable = self.usable()
         newest_of_step = {entry.step: entry for entry in usable}
         entries = sorted(newest_of_step.values(), key=lambda entry: entry.step)
         valued = sorted((e for e in entries if e.value is not None), key=_best_first)
@@ -272,7 +308,8 @@ class CheckpointStore:
             if entry.name not in kept:
                 self._remove(entry.name)
 
-    def _usable(self) -> list[Entry]:
+    def usable(self) -> list[Entry]:
+        """Return the checkpoints that are not passed over and whose manifest can be read, oldest first."""
         return [entry for entry in self.entries() if not entry.unreadable and entry.name not in self.passed_over]
 
     def remove_incomplete(self) -> None:
@@ -300,7 +337,7 @@ class CheckpointStore:
         if not isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
             return
         self.filesystem.create_dir(self.folder, recursive=True)
-        existing = len(self._usable())
+        existing = len(self.usable())
         needed = max(0, keep.last + keep.best + 1 - existing) * nbytes
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -408,7 +445,7 @@ class BackgroundWriter:
         Args:
             best_step: step of the best evaluation; None: there was no evaluation.
         """
-        stored = {entry.step for entry in self.store.entries() if entry.value is not None}
+        stored = {entry.step for entry in self.store.usable() if entry.value is not None}
         if best_step is None or best_step in stored:
             return ""
         why = self.failures.get(best_step, f"training.keep.best is {self.keep.best}, or an earlier attempt failed")

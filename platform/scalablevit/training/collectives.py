@@ -71,13 +71,20 @@ def run_on_all_ranks(action: Callable[[], T]) -> T:
     return cast("T", result)
 
 
-def latest_checkpoint_for_all_ranks(store: CheckpointStore, rank: int) -> tuple[str, Snapshot] | None:
+def latest_checkpoint_for_all_ranks(
+    store: CheckpointStore, rank: int, at_most: int | None = None
+) -> tuple[str, Snapshot] | None:
     """Return name and content of the newest whole checkpoint, chosen by rank 0 for all ranks; None: there was none.
 
+    Args:
+        store: the run's checkpoints.
+        rank: this rank, from 0.
+        at_most: the most steps done; None: any. See `CheckpointStore.newest`.
+
     Raises:
-        UserError: as `CheckpointStore.newest`.
+        UserError, OSError: as `CheckpointStore.newest`.
     """
-    newest = run_on_all_ranks(lambda: store.newest() if rank == 0 else None)
+    newest = run_on_all_ranks(lambda: store.newest(at_most) if rank == 0 else None)
     if world_size() == 1:
         return newest
     choice = [newest[0] if newest else None]

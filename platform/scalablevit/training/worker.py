@@ -127,7 +127,8 @@ def _run(
     poller.timings.from_step = state.step
     run_on_all_ranks(lambda: _prepare_storage(context, store, state))
     if rank == 0:
-        put_text(worker_config.run_folder, START_NOTE, start + store.note_on_passed_over(state.step))
+        poller.timings.passed_over = store.note_on_passed_over(state.step)
+        put_text(worker_config.run_folder, START_NOTE, "; ".join(filter(None, (start, poller.timings.passed_over))))
     callbacks = WorkerCallbacks(
         context, state, source, store, send, poller, worker_config.run_folder, stored_first=worker_config.stored_first
     )

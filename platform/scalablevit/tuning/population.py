@@ -95,7 +95,7 @@ def _recipe_of(folder: str) -> str | None:
 
 
 def _copy(source: CheckpointStore, step: int | None, target: CheckpointStore, *, own: bool) -> None:
-    """Copy the checkpoint of a step (None: the newest), after checking its files.
+    """Copy the checkpoint of a step (None: the newest that is whole), after checking its files.
 
     Args:
         source: the checkpoints to copy from.
@@ -108,5 +108,7 @@ def _copy(source: CheckpointStore, step: int | None, target: CheckpointStore, *,
     if not entries:
         raise FileNotFoundError(f"{source.folder} holds no checkpoint of step {step} any more")
     target.remove_all()  # left by a copy that was killed
-    snapshot, value = source.read(entries[-1].name), entries[-1].value
+    newest = source.newest() if step is None else None
+    name, snapshot = newest or (entries[-1].name, source.read(entries[-1].name))
+    value = next(entry.value for entry in entries if entry.name == name)
     target.write(snapshot if own else snapshot.without_past(), value if own else None)

@@ -79,7 +79,7 @@ class TrialFailed(Exception):
 
 
 class TrialDisturbed(Exception):
-    """A trial cannot continue for a reason outside its values; it is tried again when the search is resumed."""
+    """A trial cannot continue for a reason outside its values; it is tried again when the search goes on."""
 
 
 DIVERGED = "the loss or gradient of step"
@@ -132,9 +132,8 @@ class TrialReporter:
         return [result]
 
     def write_waiting(self, folder: str) -> None:
-        """Write the records that wait for an evaluation, if any, to the trial's folder."""
-        if self._waiting:
-            put_text(folder, UNREPORTED, json.dumps(self._waiting))
+        """Write the records that wait for an evaluation, or that none does, to the trial's folder."""
+        put_text(folder, UNREPORTED, json.dumps(self._waiting))
 
     def read_waiting(self, folder: str) -> None:
         """Take the records that `write_waiting` wrote in another process, if any."""
@@ -209,7 +208,7 @@ def _run_to_end(number: int, config: TrialConfig, context: TrialContext) -> None
 def is_about_values(error: UserError, values: Values) -> bool:
     """Return whether a trial's error comes from its values, so that it would come again.
 
-    All others, such as a full disk or a changed file, may be gone when the search is resumed.
+    All others, such as a full disk or a changed file, may be gone when the search goes on.
 
     Args:
         error: the error that ended the trial.
@@ -325,6 +324,8 @@ def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Tri
     from scalablevit.training.launch import launch
 
     folder = worker_config.run_folder
+    with suppress(OSError):  # an earlier attempt's records are not this one's
+        reports.write_waiting(folder)
     try:
         launch(stage, worker_config, folder, [TrialCallback(reports, folder)])
     except Exception:

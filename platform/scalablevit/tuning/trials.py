@@ -30,13 +30,13 @@ class Trial:
     """Number of the trial in the search, from 0."""
     values: Values
     status: TrialStatus = "waiting"
-    """unfinished: interrupted, continues when the search is resumed; stopped: by the scheduler."""
+    """unfinished: interrupted, continues when the search goes on; stopped: by the scheduler."""
     reason: str = ""
     """Why the trial was stopped or failed."""
     curve: dict[int, float] = field(default_factory=dict)
     """The metric by step, as evaluated."""
     to_retry: bool = False
-    """It failed for a reason outside its values: this is not stored, and it continues when the search is resumed."""
+    """It failed for a reason outside its values: this is not stored, and it continues when the search goes on."""
 
     def best(self, mode: str) -> tuple[int, float] | None:
         """Return step and metric of the best evaluation, the earliest of equal ones; None without any.
