@@ -31,6 +31,10 @@ def test_records_and_metrics_of_every_node_are_kept(tmp_path: Path) -> None:
     other_node = {"records": [], "node": {"rank": 1, "cpu_used": 0.75}}
     callback.after_report(None, [report(5, loss=1.0), {"records": [], "node": {}}, other_node], None)
     assert points(tmp_path) == [("loss", 5, 1.0), ("system/node0/cpu_used", 5, 0.5), ("system/node1/cpu_used", 5, 0.75)]
+    again = report(5, loss=2.0)
+    again["records"][0]["roll_backs"] = 1
+    callback.after_report(None, [again], None)
+    assert points(tmp_path)[3:] == [("loss", 5, 2.0), ("system/node0/cpu_used", 5, 0.5)], "a step done again has both"
 
 
 def test_steps_reported_again_after_a_restart_are_dropped(tmp_path: Path) -> None:

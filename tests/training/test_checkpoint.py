@@ -198,11 +198,15 @@ def test_what_is_passed_over_takes_no_place_of_those_that_are_written_next(store
     assert useless in {entry.name for entry in store.entries()}
 
 
-def test_if_none_may_be_read_nobody_is_told_to_start_again(store, tmp_path, unreadable, unreadable_errors):
+DENIED = [PermissionError(13, "Permission denied"), OSError("When reading information: AWS Error ACCESS_DENIED")]
+
+
+@pytest.mark.parametrize("denied", DENIED)
+def test_if_none_may_be_read_nobody_is_told_to_start_again(store, tmp_path, unreadable, unreadable_errors, denied):
     names = [store.write(snapshot(step), None) for step in (3, 6, 9)]
     (tmp_path / "checkpoints" / names[0] / "model.safetensors").write_bytes(b"")
     unreadable.update(names[1:])
-    unreadable_errors[:] = [PermissionError(13, "Permission denied")]
+    unreadable_errors[:] = [denied]
     with pytest.raises(UserError, match="2 of 3 cannot be read") as caught:
         store.newest()
     assert all(name in str(caught.value) for name in names)

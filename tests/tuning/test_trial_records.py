@@ -12,9 +12,9 @@ from scalablevit.config.trial import trial_stage
 from scalablevit.pipeline import search as pipeline_search
 from scalablevit.pipeline.search import SearchResult, _save_results
 from scalablevit.tracking.outbox import Outbox, read_lines
-from scalablevit.tracking.records import MetricsRecord, TagsRecord
+from scalablevit.tracking.records import MetricsRecord, StepMetrics, TagsRecord
 from scalablevit.tuning.population import write_recipe
-from scalablevit.tuning.search import SearchCallback
+from scalablevit.tuning.search import SearchCallback, trial_uid
 from scalablevit.tuning.trial import TrialContext
 from scalablevit.tuning.trials import Trial, trial_folder
 
@@ -38,6 +38,19 @@ def test_trials_sort_by_their_best_value(
     SearchCallback(context, [trial], outbox, "1" * 32, "e")._end(trial, "finished", "")
     records = [line.record for line in read_lines(outbox.folder)]
     assert [(each.step, each.metrics) for each in records if isinstance(each, MetricsRecord)] == expected
+
+
+def test_evaluations_that_a_roll_back_has_undone_do_not_rank_an_interrupted_trial(tmp_path: Path) -> None:
+    space = SimpleNamespace(metric="val/loss", mode="min")
+    context: Any = SimpleNamespace(search=SimpleNamespace(space=space), folder=str(tmp_path))
+    trial, outbox = Trial(0, {"optimizer.lr": 0.1}), Outbox(tmp_path / "outbox")
+    points: list[StepMetrics] = [
+        {"step": step, "time_ms": step, "metrics": {"val/loss": value}, "roll_backs": roll_backs}
+        for step, value, roll_backs in ((3, 0.5, 0), (6, 0.75, 0), (9, 0.25, 0), (6, 0.625, 1))
+    ]
+    outbox.metrics(trial_uid("1" * 32, 0), points)
+    SearchCallback(context, [trial], outbox, "1" * 32, "e")
+    assert trial.curve == {3: 0.5, 6: 0.625}
 
 
 def save(context: TrialContext, trials: list[Trial], best: Trial, folder: Path) -> dict[str, str]:

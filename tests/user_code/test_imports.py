@@ -190,6 +190,7 @@ def test_a_model_of_compiled_code_runs_on_another_build_of_the_same_version(plac
     config = {"stage": {"imports": ["compiled"]}, "user_code": {"compiled": content.portable_sum}}
     (package / "fast.so").rename(package / "fast.cpython-399-other-machine.so")
     (package / "fast.cpython-399-other-machine.so").write_bytes(b"another build")
+    (package / "libfast.so.5").write_bytes(b"another build's own library")
     import_stored_code(config, "models:/m/1")
     with pytest.raises(UserError, match="made by compiled with the content sum"):
         import_user_code(["compiled"], {"compiled": content.digest})  # the nodes of a cluster have one build

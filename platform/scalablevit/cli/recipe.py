@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -178,7 +178,9 @@ def _replace(upgrades: Sequence[_PendingUpgrade]) -> None:
             with _explain_failure(path, replaced):
                 part.replace(path.resolve())
                 replaced.append(str(path))
-                sync_folder(path.resolve().parent)
+        for folder in {path.resolve().parent for path, _ in written}:
+            with suppress(OSError):  # not every file system can do it for a folder
+                sync_folder(folder)
 
 
 @contextmanager

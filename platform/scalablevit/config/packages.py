@@ -24,8 +24,8 @@ DEPENDENCIES = frozenset({
     "simplejpeg", "timm", "torch", "torchvision", "tqdm", "yaml",
 })  # fmt: skip
 """Packages that the platform itself imports: one of them under `imports` would hash gigabytes and register nothing."""
-COMPILED = (".so", ".pyd", ".dylib")
-"""Ends of the names of files of compiled code, which run on one kind of machine alone."""
+COMPILED = re.compile(r"\.(so(\.\d+)*|pyd|dll|dylib)$")
+"""End of the name of a file of compiled code, such as `.so.5`, which runs on one kind of machine alone."""
 
 
 def top_level(module: str) -> str:
@@ -143,7 +143,7 @@ def read_package(name: str, folder: Path) -> PackageContent:
 
 def is_compiled(name: str) -> bool:
     """Return whether a file is compiled code, by its name."""
-    return name.endswith(COMPILED)
+    return COMPILED.search(name) is not None
 
 
 def requirements_of(name: str) -> tuple[str, ...]:

@@ -91,11 +91,10 @@ def _points(reports: Sequence[WorkerReport]) -> list[StepMetrics]:
     nodes = [report["node"] for report in reports if report.get("node")]
     if not records:
         return []
-    step, time_ms = records[-1]["step"], records[-1]["time_ms"]
+    newest = records[-1]
     return records + [
         {
-            "step": step,
-            "time_ms": time_ms,
+            **newest,  # step, time and roll-backs: those of a step done again replace the first ones
             "metrics": {f"system/node{node['rank']}/{metric}": node[metric] for metric in node if metric != "rank"},
         }
         for node in nodes

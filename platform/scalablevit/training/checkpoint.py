@@ -176,7 +176,7 @@ class CheckpointStore:
             if entry.name in earlier or (at_most is not None and entry.step > at_most):
                 continue
             try:
-                return entry.name, self._read_patiently(entry.name, pauses)
+                return entry.name, self.read_patiently(entry.name, pauses)
             except (DamagedCheckpoint, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 self.passed_over[entry.name] = str(error)
             except OSError as error:
@@ -187,15 +187,22 @@ class CheckpointStore:
             return None
         raise self._none_usable(failures)
 
-    def _read_patiently(self, name: str, pauses: Iterator[float]) -> Snapshot:
-        """Return a checkpoint's content; try again after each pause, in seconds, unless permissions are missing."""
+    def read_patiently(self, name: str, pauses: Iterator[float] | None = None) -> Snapshot:
+        """Return a checkpoint's content; try again where storage does not give it, unless permissions are missing.
+
+        Args:
+            name: of the checkpoint.
+            pauses: seconds to wait before each further try; None: `RETRY_PAUSES_S`.
+
+        Raises:
+            DamagedCheckpoint, OSError: as `read`.
+        """
+        pauses = iter(RETRY_PAUSES_S) if pauses is None else pauses
         while True:
             try:
                 return self.read(name)
-            except PermissionError:
-                raise
             except OSError as error:
-                pause = next(pauses, None)
+                pause = None if _is_denied(error) else next(pauses, None)
                 if pause is None:
                     raise
                 logger.warning("checkpoint %s cannot be read (%s); it is tried again in %g s", name, error, pause)
@@ -214,7 +221,7 @@ class CheckpointStore:
             f"no checkpoint of this run can be used, and {len(failures)} of {len(self.passed_over)} cannot be read:"
             f"{reasons}"
         )
-        if not all(isinstance(error, PermissionError) for error in failures):
+        if not all(map(_is_denied, failures)):
             return OSError(f"{self.folder}: {what}")
         return UserError(
             what,
@@ -450,6 +457,11 @@ class BackgroundWriter:
             return ""
         why = self.failures.get(best_step, f"training.keep.best is {self.keep.best}, or an earlier attempt failed")
         return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
+
+
+def _is_denied(error: OSError) -> bool:
+    """Return whether storage refuses access; pyarrow's error for that of S3 has no number."""
+    return isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error)
 
 
 def _step_of(name: str) -> int:

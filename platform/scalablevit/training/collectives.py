@@ -91,4 +91,4 @@ def latest_checkpoint_for_all_ranks(
     dist.broadcast_object_list(choice, src=0)
     if newest is not None or choice[0] is None:
         return newest
-    return choice[0], store.read(choice[0])
+    return choice[0], store.read_patiently(choice[0])

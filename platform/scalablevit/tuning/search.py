@@ -104,12 +104,18 @@ class SearchCallback(tune.Callback):
     def _read_curves(self) -> None:
         """Read the evaluations of interrupted trials from the outbox."""
         unfinished = {trial_uid(self._uid, trial.number): trial for trial in self.trials if not trial.ended()}
+        roll_backs: dict[str, int] = {}
         for line in read_lines(self._outbox.folder):
             record = line.record
             if not isinstance(record, MetricsRecord):
                 continue
             trial, metrics = unfinished.get(record.uid), record.metrics
-            if trial is not None and self._context.search.space.metric in metrics:
+            if trial is None:
+                continue
+            if record.roll_backs > roll_backs.get(record.uid, 0):  # undone: no weights have these values
+                roll_backs[record.uid] = record.roll_backs
+                trial.curve = {step: value for step, value in trial.curve.items() if step < record.step}
+            if self._context.search.space.metric in metrics:
                 trial.curve[record.step] = float(metrics[self._context.search.space.metric])
                 trial.status = "unfinished"
 
