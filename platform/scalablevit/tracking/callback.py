@@ -21,7 +21,7 @@ class WorkerReport(TypedDict, total=False):
     """Metrics by step, from rank 0; empty on the other ranks."""
     node: dict[str, float]
     """Metrics of the node by name, and its `rank`, from one rank of each node; empty on the others."""
-    started: dict[str, Any]
+    started: dict[str, float | str]
     """Fields of `attempt_events.StartupTimings`, once, from rank 0."""
 
 
