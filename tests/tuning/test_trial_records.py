@@ -12,9 +12,10 @@ from scalablevit.config.trial import trial_stage
 from scalablevit.pipeline import search as pipeline_search
 from scalablevit.pipeline.search import SearchResult, _save_results
 from scalablevit.tracking.outbox import Outbox, read_lines
-from scalablevit.tracking.records import MetricsRecord, StepMetrics, TagsRecord
+from scalablevit.tracking.records import EndRecord, MetricsRecord, StepMetrics, TagsRecord
+from scalablevit.tuning import search as tuning_search
 from scalablevit.tuning.population import write_recipe
-from scalablevit.tuning.search import SearchCallback, trial_uid
+from scalablevit.tuning.search import SearchCallback, run_trials, trial_uid
 from scalablevit.tuning.trial import TrialContext
 from scalablevit.tuning.trials import Trial, trial_folder
 
@@ -51,6 +52,27 @@ def test_evaluations_that_a_roll_back_has_undone_do_not_rank_an_interrupted_tria
     outbox.metrics(trial_uid("1" * 32, 0), points)
     SearchCallback(context, [trial], outbox, "1" * 32, "e")
     assert trial.curve == {3: 0.5, 6: 0.625}
+
+
+def test_a_trial_that_was_starting_when_the_wall_time_was_up_is_unfinished(
+    make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = TrialContext(make_search(), str(tmp_path), "root", 64, None, "", True)
+    trial, outbox = Trial(0, {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}), Outbox(tmp_path / "outbox")
+    callback = SearchCallback(context, [trial], outbox, "1" * 32, "e")
+
+    class Starting:
+        def __init__(self, *arguments: object, **options: object) -> None: ...
+
+        def fit(self) -> None:
+            tunes: Any = SimpleNamespace(trial_id="a", config={"trial": {"number": 0}})
+            callback.on_trial_start(0, [], tunes)
+
+    monkeypatch.setattr(tuning_search.tune, "Tuner", Starting)
+    run_trials(callback, context, concurrency=1, remaining_s=1.0)
+    assert trial.status == "unfinished"
+    ends = [line.record.status for line in read_lines(outbox.folder) if isinstance(line.record, EndRecord)]
+    assert ends == ["KILLED"]
 
 
 def save(context: TrialContext, trials: list[Trial], best: Trial, folder: Path) -> dict[str, str]:
