@@ -26,7 +26,7 @@ def metrics_by_step(outbox: Path, uid: str) -> dict[int, Row]:
     """Return a run's metrics by step, in ascending order of steps.
 
     The outbox keeps the first of equal points, so each step occurs once, however often a run was killed and resumed.
-    Steps before a roll-back that it has undone are left out; those done again have the later values.
+    Steps that a roll-back has undone are left out; those done again have the later values.
 
     Args:
         outbox: folder of the outbox.

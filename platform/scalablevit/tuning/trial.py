@@ -132,7 +132,7 @@ class TrialReporter:
         return [result]
 
     def write_waiting(self, folder: str) -> None:
-        """Write the records that wait for an evaluation, or that none does, to the trial's folder."""
+        """Write the records that no evaluation has followed yet to the trial's folder, also when there are none."""
         put_text(folder, UNREPORTED, json.dumps(self._waiting))
 
     def read_waiting(self, folder: str) -> None:
