@@ -45,7 +45,8 @@ class Node:
         # the head's mark, so that stopping the head ends what is left of the node
         environment = {**head.environment(), "SCALABLEVIT_HEAD_ID": record["id"], "OMP_NUM_THREADS": "1",
                        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                       "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S)}  # fmt: skip
+                       "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S),
+                       "RAY_raylet_start_wait_time_s": str(NODE_S)}  # fmt: skip
         log = head.root / f"node-{time.time_ns()}.log"
         with log.open("w") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT,

@@ -136,7 +136,7 @@ def test_what_a_server_refuses_and_takes(registry, root, monkeypatch):
             assert len(said) < 300 and text[:12] not in said and "\n" not in said
         started = time.monotonic()
         bomb = post(url, body(png_of_zeros(13_000)))
-        assert time.monotonic() - started < 1 and bomb.status_code == 400
+        assert time.monotonic() - started < 10 and bomb.status_code == 400
         assert bomb.json()["message"].startswith("image 0: 13000 x 13000 pixels are more than")
         (about,) = post(url, body()).json()["predictions"]
     assert about["task"] == "classification" and len(about["model_classes"]) == 6 and about["max_images"] == 3
