@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-CALL_S = 700
+CALL_S = 1400
 """Longest wait for a call; a search on a busy machine takes minutes."""
 
 

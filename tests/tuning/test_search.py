@@ -15,7 +15,7 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.tracking.outbox import read_lines
 from scalablevit.tracking.records import MetricsRecord
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
 
 Search = Callable[..., Done]
 KEPT_BY_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor", "ActorLocationTracker"}
