@@ -306,7 +306,7 @@ def run_trials(
         with suppress(OSError):  # a leftover is harmless, and must not hide an earlier exception
             filesystem, folder = open_filesystem(f"{context.folder}/ray/{attempt}")
             filesystem.delete_dir(folder)  # Tune's snapshots
-    callback.interrupt()  # of a trial that it was starting when the wall time was up, Tune does not say that it ended
+    callback.interrupt()  # Tune does not report the end of a trial that it was starting when the wall time was up
     callback.drop_checkpoints()
 
 
