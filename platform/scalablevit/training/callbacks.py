@@ -24,7 +24,7 @@ from scalablevit.training.capture import capture_step
 from scalablevit.training.checkpoint import BackgroundWriter, CheckpointStore
 from scalablevit.training.collectives import latest_checkpoint_for_all_ranks
 from scalablevit.training.evaluate import evaluate
-from scalablevit.training.loop import TrainContext
+from scalablevit.training.loop import FEW_SAMPLES, TrainContext
 from scalablevit.training.node_metrics import NodeSampler
 from scalablevit.training.state import Record, TrainState
 from scalablevit.training.storage import add_bad_samples
@@ -106,7 +106,9 @@ class WorkerCallbacks:
         """Return the metrics on the validation split, equal on all ranks."""
         context = self._context
         batches, registered = eval_batches_of(context, self._val), registered_metrics(context.stage)
-        return evaluate(context.task, model, batches, context.autocast(), registered_metrics=registered)
+        # the limit of training samples: a run is not to end after hours for a file among a few
+        most = context.stage.data.max_bad_fraction * max(len(self._val), FEW_SAMPLES)
+        return evaluate(context.task, model, batches, context.autocast(), most_bad=most, registered_metrics=registered)
 
     def report(self, record: Record) -> None:
         """Report a record, at once or with later ones: see `ThrottledReporter`."""

@@ -29,6 +29,7 @@ def evaluate(
     batches: Iterable[Batch],
     autocast: torch.autocast,
     *,
+    most_bad: float,
     test_time_augmentation: Augmentation | None = None,
     registered_metrics: Sequence[RegisteredMetric] = (),
 ) -> dict[str, float]:
@@ -44,12 +45,13 @@ def evaluate(
         model: the model, on its device.
         batches: the batches of this rank's share.
         autocast: context entered for each prediction.
+        most_bad: most samples, of all ranks together, that may be skipped.
         test_time_augmentation: the recipe's test-time augmentation; None: without.
         registered_metrics: users' metrics, in addition to the task's metric.
 
     Raises:
-        UserError: files have changed since the run began, no sample could be decoded, or a metric cannot be computed,
-            as mIoU where no pixel is labelled.
+        UserError: files have changed since the run began, too many samples could not be decoded, or a metric cannot be
+            computed, as mIoU where no pixel is labelled.
         ValueError: a user's metric returns values under other names than its own.
     """
     was_training = model.training
@@ -79,16 +81,33 @@ def evaluate(
     total_good, total_bad, total_changed = totals.tolist()
     if total_changed:
         end_with_changed_files(changed)
-    if not total_good:
-        raise UserError(
-            f"none of the {total_bad} validation samples could be decoded",
-            where="data.val",
-            fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
-        )
+    refuse_bad(total_bad, total_good + total_bad, most_bad)
     metrics = metric.compute()
     for info, user_metric in zip(registered_metrics, user_metrics, strict=True):
         metrics |= _own_value(info, user_metric.compute())
     return {**metrics, "val/bad_samples": float(total_bad)}
+
+
+def refuse_bad(bad: int, samples: int, most: float) -> None:
+    """Refuse to state a metric of a validation split of which too much is left out.
+
+    Args:
+        bad: samples that could not be decoded.
+        samples: those and the others.
+        most: most samples that may be left out.
+
+    Raises:
+        UserError: there are more, or no others.
+    """
+    if bad == samples:
+        what, otherwise = f"none of the {samples} validation samples could be decoded", ""
+    elif bad > most:
+        what = f"{bad} of {samples} validation samples could not be decoded"
+        what, otherwise = f"{what}; data.max_bad_fraction allows {most:g}", ", or raise data.max_bad_fraction"
+    else:
+        return
+    fix = f"name the bad ones with {command_name('check-data')}, and fix or remove them{otherwise}"
+    raise UserError(what, where="data.val", fix=fix)
 
 
 def _own_value(metric: RegisteredMetric, computed: dict[str, float]) -> dict[str, float]:

@@ -151,8 +151,15 @@ def _evaluate_only(context: TrainContext, source: Source, worker_config: WorkerC
     data = SampleDataset(source, data_section, stage.training.seed, train=False)
     model = model.to(context.device)
     batches, registered = eval_batches_of(context, data), registered_metrics(stage)
+    most = stage.data.max_bad_fraction * len(data)
     metrics = evaluate(
-        task, model, batches, context.autocast(), test_time_augmentation=augmentation, registered_metrics=registered
+        task,
+        model,
+        batches,
+        context.autocast(),
+        most_bad=most,
+        test_time_augmentation=augmentation,
+        registered_metrics=registered,
     )
     return WorkerResult(metrics=metrics)
 
