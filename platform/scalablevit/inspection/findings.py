@@ -7,7 +7,7 @@ from pathlib import Path
 from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import printable
-from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
+from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SharedImages, SplitStatistics
 from scalablevit.text import and_more
 
 FEW_CLASSES = 3
@@ -227,11 +227,9 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
     shared = statistics.shared
     if shared is None or not shared.count:
         return
-    named = ", ".join(f"{val} = {train}" for val, train in shared.names[:_NAMED])
-    more = and_more(shared.count, _NAMED)
     what = (
         f"{shared.count} of {shared.of} validation images are training images, too (equal bytes; validation = "
-        f"training): {named}{more}"
+        f"training): {name_shared(shared)}"
     )
     if _same_images(data):
         what = f"training and validation name the same folder, {printable(data.val.images)}: {what}"
@@ -246,6 +244,11 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
         )
     else:
         findings.warnings.append(f"{what}; remove them from one of the splits")
+
+
+def name_shared(shared: SharedImages) -> str:
+    """Return the first pairs of a validation image and the training image of equal bytes, as text."""
+    return ", ".join(f"{val} = {train}" for val, train in shared.names[:_NAMED]) + and_more(shared.count, _NAMED)
 
 
 def _same_images(data: Data) -> bool:

@@ -1,0 +1,97 @@
+"""Compare the images of an evaluation with those that the model was trained on: on images seen it is too good."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalablevit.config.data import Data
+from scalablevit.config.errors import UserError
+from scalablevit.data.contents import ContentCache
+from scalablevit.data.sources.base import Source
+from scalablevit.data.sources.opening import open_source
+from scalablevit.inspection.findings import name_shared
+from scalablevit.inspection.statistics import shared_images
+from scalablevit.io import sha256_of
+from scalablevit.run_files import CONFIG, CONFIG_NAME, LISTINGS, RUNS
+from scalablevit.runs.run_store import RunStore
+from scalablevit.runs.status import store_of
+from scalablevit.training.data_listing import open_stored
+
+UNKNOWN = "not compared with what it was trained on"
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """How many images of an evaluation a model was trained on."""
+
+    count: int | None
+    """None: not known."""
+    words: str
+    """The same as text, with the reason where it is not known."""
+
+
+def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fraction: float, root: Path) -> SeenImages:
+    """Count the validation images whose bytes are those of an image that the model was trained on.
+
+    What a run was trained on, its listing says. The run is found below the root by the model's files, so that no
+    address of a registry is followed.
+
+    Args:
+        model: name of the model, for texts.
+        weights: file of its weights, with its config next to it.
+        trained: the data section that it was trained by.
+        val: the split that it is evaluated on.
+        most_fraction: fraction of the images, 0 to 1, that may be among those.
+        root: the platform's root.
+
+    Raises:
+        UserError: there are more.
+    """
+    run = _run_of(weights, root)
+    if run is None:
+        return SeenImages(None, f"{UNKNOWN}: its run is not below {root / RUNS}")
+    try:
+        train = _training_split(trained, root, store_of(run))
+    except (UserError, OSError) as error:
+        return SeenImages(None, f"{UNKNOWN}: {error.what if isinstance(error, UserError) else error}")
+    shared = shared_images(train, val)
+    if not shared.count:
+        return SeenImages(0, f"none of {shared.of} images is among the {len(train)} that it was trained on")
+    what = (
+        f"{shared.count} of {shared.of} validation images are among those that {model} was trained on (equal bytes; "
+        f"validation = training): {name_shared(shared)}"
+    )
+    if shared.count > most_fraction * shared.of:
+        raise UserError(
+            f"{what}; data.max_shared_fraction allows {most_fraction:g} of them",
+            where="data.val",
+            fix="name images that it has not seen, or raise data.max_shared_fraction if the metric on known images is "
+            "meant",
+        )
+    return SeenImages(shared.count, what)
+
+
+def _run_of(weights: Path, root: Path) -> Path | None:
+    """Return the folder below the root of the run whose exported files these are; None: there is none."""
+    config = weights.with_name(CONFIG_NAME).read_bytes()
+    alike = [file for file in sorted((root / RUNS).glob(f"*/{CONFIG}")) if file.read_bytes() == config]
+    sums = {file: sha256_of(file.with_name(weights.name)) for file in alike if file.with_name(weights.name).is_file()}
+    return next((file.parents[1] for file, found in sums.items() if found == sha256_of(weights)), None)
+
+
+def _training_split(trained: Data, root: Path, run: RunStore) -> Source:
+    """Return the training split as the run listed it, with the sums of its images.
+
+    Raises:
+        UserError: the run has no listing with sums, or the images are in files that have changed since.
+    """
+    if run.read(LISTINGS) is None:
+        raise UserError("its run has no listing of that")
+    train = open_stored(trained, "train", root, run.location)
+    if train.contents is None:
+        raise UserError("its run has no sums of that")
+    if type(train).image_sums is not Source.image_sums:  # inside files that have to be read again
+        listed, train = train, open_source(trained, "train", root)
+        train.read_contents(ContentCache.in_root(root), "data.train")
+        if train.digest() != listed.digest():
+            raise UserError("that has changed since")
+    return train
