@@ -128,3 +128,6 @@ def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
         cluster._check_reach(stages, tmp_path, ["a", "b"])
     assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
+    with pytest.raises(UserError, match=r"1 of 2 nodes do not see what is here \(b\)") as caught:
+        cluster._check_reach(stages, tmp_path, ["a", "b"], {"/here/weights": "weights (/here/weights)"})
+    assert caught.value.where == "weights (/here/weights)"

@@ -14,10 +14,12 @@ from PIL import Image
 
 from scalablevit.cli import evaluate
 from scalablevit.cli.tree import parse
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.sources.opening import open_source
+from scalablevit.pipeline import cluster
 from scalablevit.serving.score import score
+from scalablevit.training import launch
 from scalablevit.training.data_listing import store_listings
 from scalablevit.training.worker import WorkerConfig, run
 
@@ -131,3 +133,32 @@ def test_other_class_names_are_refused_with_both_lists(root: Path) -> None:
     message = str(caught.value)
     assert f"the data has the classes {', '.join(classes[1:])}, zebra; the model has {', '.join(classes)}" in message
     assert f"only the data has zebra; only the model has {classes[0]}" in message
+
+
+def test_the_command_says_what_its_metrics_leave_out(root: Path, capsys, monkeypatch, tmp_path: Path) -> None:
+    """And every node must see the weights and the folder of the listing, which need not be those of run storage."""
+    made, document = finished_run(root, "pretrain"), tmp_path / "metrics.json"
+    cut = next((root / "data/classification/val").rglob("*.jpg"))
+    cut.write_bytes(cut.read_bytes()[:-20])
+    needed: list[str] = []
+
+    def connect(_stages, _root, *, files):
+        assert all(Path(path).exists() for path in files)
+        needed.extend(files)
+
+    monkeypatch.setattr(cluster, "connect", connect)
+    in_process = lambda _stage, config, *_: run(config, 0, 1, torch.device("cpu"), lambda records, node: None)  # noqa: E731
+    monkeypatch.setattr(launch, "launch", in_process)
+    given = [made, "--root", str(root), "data.max_bad_fraction=0.1", "--json", str(document)]
+    assert evaluate.run(parse("evaluate", given)) == 0
+    said = capsys.readouterr().out
+    assert "\n1 of 12 validation samples could not be decoded: no metric has them\n" in said
+    assert "  seen        not compared with what it was trained on: its run has no listing of that\n" in said
+    assert json.loads(document.read_text())["val/bad_samples"] == 1
+    assert [Path(path).name for path in needed[:1]] == ["weights.safetensors"]
+    assert Path(needed[1]).parent == root / "runs" and not Path(needed[1]).exists()
+
+
+def test_a_failed_evaluation_promises_no_checkpoint() -> None:
+    message = str(TrainingFailed("", "a worker died"))
+    assert "the same command begins it again" in message and "checkpoint" not in message

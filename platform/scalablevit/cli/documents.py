@@ -194,6 +194,8 @@ class Evaluation(Document):
     """Of the validation split."""
     data_digest: str
     """Of what it was evaluated on."""
+    seen: int | None
+    """Images of these that the model was trained on, by their bytes; null: not known."""
     metrics: Mapping[str, float | None] | None
     """By name, such as `val/top1`; null in a dry run."""
 

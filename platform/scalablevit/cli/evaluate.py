@@ -15,6 +15,7 @@ from scalablevit.config.user_code import package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, resolve_evaluation, unused_data
 from scalablevit.pipeline.resolved_recipe import PLANS, write_resolved
+from scalablevit.pipeline.seen_images import find_seen
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
@@ -64,8 +65,11 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     # imported late: a mistake above is reported before torch is loaded
     from scalablevit.pipeline.stage_model import model_cost
 
-    facts = {**describe(stage), "data": _described_data(stage)}
-    for name in ("data", "digest", "resources"):
+    own = trained_recipe("evaluate", ungated, (), options.model).stages["evaluate"].data
+    most = stage.stage.data.max_shared_fraction
+    seen = find_seen(options.model, Path(weights), own, stage.sources["val"], most, root)
+    facts = {**describe(stage), "data": _described_data(stage), "seen": seen.words}
+    for name in ("data", "digest", "seen", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)
     print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
     metrics = None
@@ -74,12 +78,20 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
         print("dry run: nothing was started")
     else:
         metrics = evaluate_weights(stage, weights, sha256, root)
-        width = max(map(len, metrics))
-        print("\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()))
+        print(_format_metrics(metrics, stage))
     return Evaluation(
         model=options.model, weights_sha256=sha256, task=stage.stage.task.kind, classes=stage.classes,
-        samples=stage.val_samples, data_digest=stage.digest, metrics=metrics,
+        samples=stage.val_samples, data_digest=stage.digest, seen=seen.count, metrics=metrics,
     )  # fmt: skip
+
+
+def _format_metrics(metrics: dict[str, float], resolved: ResolvedStage) -> str:
+    """Return the metrics as lines, and one on samples that are in none of them."""
+    width = max(map(len, metrics))
+    lines = [f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()]
+    if bad := metrics["val/bad_samples"]:
+        lines.append(f"{bad:.0f} of {resolved.val_samples} validation samples could not be decoded: no metric has them")
+    return "\n".join(lines)
 
 
 def _described_data(resolved: ResolvedStage) -> str:
@@ -101,7 +113,6 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
         UserError: the cluster cannot be reached or has too little room, or workers found something to fix.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
     """
-    cluster.connect([stage], root)
     from scalablevit.training.data_listing import store_listings
     from scalablevit.training.launch import launch
     from scalablevit.training.worker import WorkerConfig
@@ -119,6 +130,7 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
+        cluster.connect([stage], root, files={weights: f"weights ({weights})", str(folder): f"--root ({root})"})
         result = launch(stage.stage, worker_config, str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # only Ray's own files and the listing

@@ -81,18 +81,22 @@ class TrainingFailed(Exception):
     """Workers failed more often than `cluster.max_failures`, or could not be placed; not by the user's mistake.
 
     Args:
-        run_folder: where the checkpoints are.
+        run_folder: where the checkpoints are; empty: there are none, since the workers only evaluated.
         reason: the workers' failure; the message has its last `SHOWN_LINES` lines.
     """
 
     def __init__(self, run_folder: str, reason: str) -> None:
         lines = [line for line in reason.splitlines() if line.strip()]
+        outcome = "the evaluation failed; the same command begins it again."
+        if run_folder:
+            outcome = (
+                f"training failed; its checkpoints are kept in {run_folder}, and submitting the same command again "
+                "resumes."
+            )
         super().__init__(
             "\n".join(lines[-SHOWN_LINES:])
-            + f"\n\ntraining failed; its checkpoints are kept in {run_folder}, and submitting "
-            "the same command again "
-            "resumes.\nThe workers' own logs are in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 "
-            "shows them here."
+            + f"\n\n{outcome}\nThe workers' own logs are in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 shows "
+            "them here."
         )
 
 

@@ -5,8 +5,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scalablevit.config.errors import UserError, UserErrors, raise_all
@@ -25,12 +26,18 @@ PROBE_S = 120.0
 """Longest wait, in seconds, for an answer from every node, which may first have to start a process."""
 CONNECT_TIMEOUT_S = 10.0
 """Longest wait, in seconds, for a cluster's address to take a connection; Ray itself tries for many minutes."""
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 START_HEAD_HINT = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 """What to do when no cluster answers."""
 
 
 def connect(
-    stages: Sequence[ResolvedStage], root: Path, trial_gpus: float | None = None, *, imports: Sequence[str] = ()
+    stages: Sequence[ResolvedStage],
+    root: Path,
+    trial_gpus: float | None = None,
+    *,
+    imports: Sequence[str] = (),
+    files: Mapping[str, str] = NO_FILES,
 ) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine, and check that the stages fit.
 
@@ -43,6 +50,7 @@ def connect(
         trial_gpus: GPUs of each worker of a search's trials; None: there is no search. Ray Tune's processes get their
             environment variables from the job alone: those of CPU workers where nothing of the job computes on a GPU.
         imports: users' modules that the job imports, besides those of the stages.
+        files: paths that workers read, besides those of the stages; by path, its name in errors.
 
     Raises:
         UserError: the cluster does not answer, has too little room (with the arithmetic), or has a node that does not
@@ -82,7 +90,7 @@ def connect(
         for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
             print(f"warning: {warning}", flush=True)
     if len(nodes) > 1:
-        _check_reach(stages, root, [node.id for node in nodes])
+        _check_reach(stages, root, [node.id for node in nodes], files)
         refuse_other_code(packages, [node.id for node in nodes])
 
 
@@ -252,13 +260,15 @@ def least_workers(stage: Stage) -> int:
     return stage.cluster.min_workers or stage.cluster.workers
 
 
-def _check_reach(stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str]) -> None:
-    """Refuse nodes that cannot read what the driver writes to run storage, the data or the initial weights.
+def _check_reach(
+    stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str], files: Mapping[str, str] = NO_FILES
+) -> None:
+    """Refuse nodes that cannot read what the driver writes to run storage, the data, initial weights or `files`.
 
     Raises:
         UserError: names the folders and the nodes that do not see them.
     """
-    wanted: dict[str, str] = {}
+    wanted = dict(files)
     probes: dict[str, Path] = {}
     for resolved in stages:
         stage, keys = resolved.stage, f"stage {resolved.name}: "

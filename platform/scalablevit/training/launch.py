@@ -67,6 +67,8 @@ def launch(
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
     own_callbacks = [_Release()] if stop_file is None else [_Release(), _StopFileWatcher(stop_file)]
+    kept = "" if worker_config.evaluate_only else run_folder
+    onwards = "going on from the last checkpoint" if kept else "beginning again"
     lost = unplaced = 0
     while True:
         trainer = _trainer(
@@ -87,12 +89,12 @@ def launch(
             details = f"{what}\n{error}"
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
-                raise TrainingFailed(run_folder, details) from error
+                raise TrainingFailed(kept, details) from error
         time.sleep(RESTART_PAUSE_S)
         if not ray.is_initialized():  # a new fit() would start a cluster of its own
-            raise TrainingFailed(run_folder, details)
+            raise TrainingFailed(kept, details)
         remove_orphans()
-        print(f"{what}; going on from the last checkpoint with new workers", flush=True)
+        print(f"{what}; {onwards} with new workers", flush=True)
     if result.error is not None:
         raise result.error
     return result
