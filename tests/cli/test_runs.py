@@ -86,7 +86,7 @@ def test_a_run_is_stopped_as_ctrl_c_does_and_only_once(owner, tmp_path, capsys):
     code, _ = run(capsys, "stop", "alive", "--root", str(tmp_path), "--dry-run")
     assert code == 0 and owner.poll() is None
     code, said = run(capsys, "stop", "alive", "--root", str(tmp_path))
-    assert code == 0 and "killed at 7 of 100 steps" in said
+    assert code == 0 and "killed at 7 of 100 steps; the command that started it continues it\n" in said
     assert owner.wait(timeout=30) == 130
     with pytest.raises(UserError, match="has ended already: killed"):
         run(capsys, "stop", "alive", "--root", str(tmp_path))

@@ -121,7 +121,7 @@ def test_a_full_disk_after_the_last_stage_is_a_message_and_code_2(pretrain, tmp_
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert err.endswith("\n/data/file: No space left on device\n  fix: free some space, then give the same command "
-                        "again; a training goes on where it stopped\n")  # fmt: skip
+                        "again; a training goes on from its last checkpoint\n")  # fmt: skip
     (ended,) = (read_status(path.parent) for path in tmp_path.glob("runs/*/status.json"))
     assert (ended.state, "No space left on device" in ended.why) == ("failed", True)
 

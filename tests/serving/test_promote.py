@@ -64,7 +64,7 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     assert f"{name} --rollback tracking.uri={place}` takes it back\n" in said  # the root is not the usual one
     assert champion_of(client, name) == 1
     assert run(registry, name) == 0
-    assert "is the champion already" in capsys.readouterr().out
+    assert "is the champion already: nothing was evaluated or moved" in capsys.readouterr().out
 
     candidate(client, name, 2)
     assert run(registry, name, "promotion.margin=1.0", "promotion.resamples=100") == 1
@@ -223,6 +223,45 @@ def test_data_without_a_readable_image_is_named(registry, client):
     with pytest.raises(UserError, match="none of the 12 validation samples"):
         run(registry, name, "data.root=unreadable", *split)
     assert champion_of(client, name) is None
+
+
+def test_files_that_cannot_be_decoded_are_counted_up_to_the_limit_of_the_command(registry, client, capsys):
+    """Their headers are whole. The limit is one for both, whatever each model's recipe says."""
+    name, cut = "toy-cut", registry / "cut"
+    shutil.copytree(registry / "data" / "classification", cut)
+    image = next((cut / "val").rglob("*.jpg"))
+    image.write_bytes(image.read_bytes()[:-20])
+    split = ["data.root=cut", "data.train.images=train", "data.val.images=val"]
+    register(registry, finished_run(registry, "pretrain", seed=11), name)
+    with pytest.raises(UserError, match=r"1 of 12 validation samples could not be decoded.*allows 0\.12"):
+        run(registry, name, *split)
+    assert run(registry, name, *split, "data.max_bad_fraction=0.1") == 0
+    assert "1 of 12 validation images could not be decoded, and are not in it\n" in capsys.readouterr().out
+    register(registry, finished_run(registry, "pretrain", seed=12), name)
+    assert run(registry, name, *EVEN, *split, "data.max_bad_fraction=0.1") == 0
+    evidence = json.loads(client.get_model_version(name, "2").tags[tags.PROMOTION_EVIDENCE])
+    assert (evidence["images"], evidence["bad"], evidence["candidate"]["seen"]) == (11, 1, None)
+
+
+def test_no_tag_says_promoted_where_the_alias_did_not_move(registry, client, monkeypatch):
+    name = "toy-raced"
+    register(registry, finished_run(registry, "pretrain", seed=13), name)
+
+    def refuse(*_):
+        raise UserError("the champion was version none when this began")
+
+    with monkeypatch.context() as raced:
+        raced.setattr(promote, "move_champion", refuse)
+        with pytest.raises(UserError, match="when this began"):
+            run(registry, name)
+    assert tags.PROMOTION not in client.get_model_version(name, "1").tags
+    assert run(registry, name) == 0
+    register(registry, finished_run(registry, "pretrain", seed=14), name)
+    assert run(registry, name, *EVEN) == 0
+    monkeypatch.setattr(promote, "move_champion", refuse)
+    with pytest.raises(UserError, match="when this began"):
+        run(registry, name, "--rollback")
+    assert tags.ROLLED_BACK not in client.get_model_version(name, "2").tags
 
 
 def test_a_mistyped_root_is_named_and_not_made(tmp_path):

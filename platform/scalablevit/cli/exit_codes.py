@@ -37,7 +37,9 @@ def run_command(work: Callable[[], int]) -> int:
     except (TrainingFailed, SearchFailed) as error:
         return _exit(1, f"\n{error}")
     except KeyboardInterrupt:
-        return _exit(130, "\ninterrupted; submit the same command again to continue")
+        return _exit(
+            130, "\ninterrupted; the same command again continues a training or a search, and begins others anew"
+        )
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
             return OUTPUT_CLOSED
@@ -59,7 +61,7 @@ def _disk_full(error: OSError) -> UserError:
     return UserError(
         str(error.strerror or error),
         where=str(error.filename or ""),
-        fix="free some space, then give the same command again; a training goes on where it stopped",
+        fix="free some space, then give the same command again; a training goes on from its last checkpoint",
     )
 
 

@@ -28,8 +28,10 @@ from scalablevit.config.loading import override_stage
 from scalablevit.config.overrides import overridden_tracking_uri, path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
+from scalablevit.config.stored import ModelConfig
 from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, stored_sums
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
+from scalablevit.pipeline.seen_images import SeenImages, find_seen
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
     from scalablevit.serving.score import Score
 
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
-             "instance_masks")  # fmt: skip
-"""Keys of a data section that decide which samples there are; the others are each model's own."""
+             "instance_masks", "max_bad_fraction", "max_shared_fraction")  # fmt: skip
+"""Keys of a data section that decide which samples there are and may be; the others are each model's own."""
 CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
-              "cluster.loader_workers", "data.max_bad_fraction", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
+              "cluster.loader_workers", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """Keys that overrides may change; all others are each model's own."""
 NO_CHAMPION = "none"
 """Value of the tag of the previous champion where there was none."""
@@ -126,7 +128,7 @@ def _decide(options: argparse.Namespace) -> Promotion:
             fix="every finished run registers one; or set the alias on the version that you mean",
         )
     if known.get(CHAMPION) == known[CANDIDATE]:
-        print(f"{options.name} version {known[CANDIDATE]} is the champion already")
+        print(f"{options.name} version {known[CANDIDATE]} is the champion already: nothing was evaluated or moved")
         return Promotion(model=options.name, candidate=known[CANDIDATE], champion=known[CANDIDATE], outcome=ALREADY,
                          reasons=(), moved=False, evidence=None)  # fmt: skip
     versions = {
@@ -147,13 +149,17 @@ def _decide(options: argparse.Namespace) -> Promotion:
     elif registered not in (None, resolved.digest):
         print(f"  note    the candidate was trained with other data: {registered}")
     stages = {alias: _on_same_data(version, resolved) for alias, version in versions.items()}
+    seen = {alias: _find_seen(version, resolved, root) for alias, version in versions.items()}
+    for alias, images in seen.items():
+        print(f"  seen    {alias}: {images.words}", flush=True)
     _connect(stages.values(), root)
     threads = options.latency_threads
     listing = root / "cache" / f"promote-{uuid.uuid4().hex[:8]}"
     try:
         store_listings(str(listing), resolved.sources)  # all contenders are scored on the same files
         contenders = {
-            alias: _score_version(version, stages[alias], root, threads, listing) for alias, version in versions.items()
+            alias: Contender(version, _score_version(version, stages[alias], root, threads, listing), seen[alias].count)
+            for alias, version in versions.items()
         }
     finally:
         shutil.rmtree(listing, ignore_errors=True)
@@ -223,6 +229,19 @@ def _check_same_classes(version: RegisteredWeights, classes: tuple[str, ...]) ->
         )
 
 
+def _find_seen(version: RegisteredWeights, resolved: ResolvedStage, root: Path) -> SeenImages:
+    """Count the evaluation images that a version was trained on.
+
+    Raises:
+        UserError: there are more than `data.max_shared_fraction` allows, or as `trained_recipe`.
+    """
+    name = f"models:/{version.name}/{version.version}"
+    ungated: ModelConfig = {**version.config, "stage": {**version.config["stage"], "promotion": {}}}
+    own = trained_recipe("promote", ungated, (), name).stages["promote"].data
+    most = resolved.stage.data.max_shared_fraction
+    return find_seen(name, version.weights, own, resolved.sources["val"], most, root)
+
+
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
     """Return a version's own stage, with its image sizes and micro-batch, on the candidate's samples and worker.
 
@@ -259,21 +278,19 @@ def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
 
 def _score_version(
     version: RegisteredWeights, stage: Stage, root: Path, latency_threads: int, listing: Path
-) -> Contender:
+) -> "Score":
     """Score a version.
 
     Raises:
-        UserError: none of the validation samples can be decoded, or the cluster cannot do it.
+        UserError: too many of the validation samples cannot be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
     result = _score(version, stage, root, latency_threads, listing)
-    if not result.per_sample.indices:
-        raise UserError(
-            f"none of the {result.bad} validation samples can be decoded",
-            where="data.val",
-            fix=f"name the bad ones with {command_name('check-data')}, and fix or remove them",
-        )
-    return Contender(version, result)
+    from scalablevit.training.evaluate import refuse_bad
+
+    samples = len(result.per_sample.indices) + result.bad
+    refuse_bad(result.bad, samples, stage.data.max_bad_fraction * samples)
+    return result
 
 
 def _connect(stages: Iterable[Stage], root: Path) -> None:
@@ -370,8 +387,9 @@ def _promote_or_refuse(
         print(format_outcome(uri, candidate, before, missed))
         return document
     # before the move: without this tag a new champion could not be rolled back
-    write_tags(uri, name, version, {**written, tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
+    write_tags(uri, name, version, {tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
     move_champion(uri, name, before, version)
+    write_tags(uri, name, version, written)  # says that it is promoted
     print(format_outcome(uri, candidate, before, missed))
     return document
 
@@ -396,7 +414,7 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
     if dry_run:
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
         return document
-    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
     move_champion(uri, name, champion, int(previous))
+    write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
     print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
     return document

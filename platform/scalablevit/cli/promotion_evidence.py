@@ -29,6 +29,8 @@ class Contender:
 
     version: RegisteredWeights
     score: "Score"
+    seen: int | None
+    """Images of the evaluation that it was trained on; None: not known."""
 
     @property
     def weights_mb(self) -> float:
@@ -53,6 +55,8 @@ class MeasuredVersion:
     weights_mb: float
     """Size of the weights' file, 10^6 bytes."""
     weights_sha256: str
+    seen: int | None
+    """Images of the evaluation that it was trained on, by their bytes; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def _measured_version(contender: Contender) -> MeasuredVersion:
         busy=contender.score.busy,
         weights_mb=contender.weights_mb,
         weights_sha256=contender.version.tags[tags.WEIGHTS_SHA256],
+        seen=contender.seen,
     )
 
 
@@ -134,6 +139,9 @@ def format_evidence(evidence: Evidence) -> str:
             f"[{gain.low:+.4f}, {gain.high:+.4f}] "
             f"(paired bootstrap over {evidence.images} images, {gate['resamples']} resamples)"
         )
+    if evidence.bad:
+        lines.append(f"{evidence.bad} of {evidence.images + evidence.bad} validation images could not be decoded, and "
+                     "are not in it")  # fmt: skip
     machines = dict.fromkeys(measured.measured_on for measured in columns.values())
     lines.append(f"latency of one prediction at a time on {' and '.join(machines)}")
     lines += [f"note, {alias}: {measured.busy}" for alias, measured in columns.items() if measured.busy]

@@ -264,7 +264,8 @@ def stop(listed: ListedRun, root: Path, *, dry_run: bool = False) -> int:
         now = read_status(listed.store.local) or status
         if claim is None or is_owner_alive(claim) is False:
             outcome = now.state if now.state in ENDED else "ended without a word"
-            print(f"{outcome} at {now.step} of {now.total} {now.unit}; the command that started it continues it")
+            more = "" if outcome == "finished" else "; the command that started it continues it"
+            print(f"{outcome} at {now.step} of {now.total} {now.unit}{more}")
             return 0
     print(f"run {status.run} has not ended after {STOP_S:.0f} s; `show` says what became of it", file=sys.stderr)
     return 1
