@@ -128,6 +128,31 @@ def test_a_newest_one_that_cannot_be_read_is_passed_over_and_said(store, unreada
     assert found is not None and found[0] == newest and store.note_on_passed_over(9) == "", "readable again"
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_an_error_of_a_moment_does_not_end_the_export(store, monkeypatch, failures, file):
+    store.write(snapshot(3), 0.5)
+    best = store.write(snapshot(9), 0.9)
+    remaining, pauses, read = [failures], [], checkpoint.read
+
+    def read_or_fail(filesystem, path):
+        if path.endswith(f"{best}/{file}") and remaining[0]:
+            remaining[0] -= 1
+            raise OSError(5, "Input/output error", path)
+        return read(filesystem, path)
+
+    monkeypatch.setattr(checkpoint, "read", read_or_fail)
+    monkeypatch.setattr(checkpoint, "RETRY_PAUSES_S", (1.0, 4.0))
+    monkeypatch.setattr(checkpoint.time, "sleep", pauses.append)
+    if failures < 3:
+        found = store.best(9)
+        assert found is not None and found.name == best
+    else:
+        with pytest.raises(UserError, match="cannot be read"):
+            store.best(9)
+    assert pauses == [1.0, 4.0][:failures]
+
+
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_an_error_of_a_moment_costs_no_steps(store, monkeypatch, failures):
     """A read is tried again after pauses; only after the last of them is an older checkpoint used."""

@@ -72,6 +72,10 @@ class Manifest(TypedDict):
     """SHA-256 of the other entries; missing in version 1."""
 
 
+class _UnreadableBest(UserError):
+    """Storage does not give the best checkpoint."""
+
+
 class CheckpointStore:
     """The checkpoints of one run, in `<run folder>/checkpoints` on any pyarrow file system.
 
@@ -244,7 +248,8 @@ class CheckpointStore:
     def best(self, step: int | None = None) -> Entry | None:
         """Return the undamaged checkpoint with the highest value, the earliest of equal ones; None without any value.
 
-        One that cannot be read is not replaced by the next: it may be readable again tomorrow.
+        One that cannot be read is not replaced by the next: it is tried again after `RETRY_PAUSES_S`, and may be
+        readable tomorrow.
 
         Args:
             step: step of the best evaluation; None: it is not known.
@@ -252,6 +257,17 @@ class CheckpointStore:
         Raises:
             UserError: all checkpoints with a value are damaged, or the best one cannot be read.
         """
+        for pause in RETRY_PAUSES_S:
+            try:
+                return self._best(step)
+            except _UnreadableBest as unreadable:
+                if _is_denied(unreadable.__cause__ or unreadable):
+                    break
+                logger.warning("%s; it is tried again in %g s", unreadable.what, pause)
+                time.sleep(pause)
+        return self._best(step)
+
+    def _best(self, step: int | None) -> Entry | None:
         entries = self.entries()
         valued = sorted((e for e in entries if e.value is not None), key=_best_first)
         for entry in entries:
@@ -276,8 +292,8 @@ class CheckpointStore:
             )
         return None
 
-    def _unreadable_best(self, name: str, why: str) -> UserError:
-        return UserError(
+    def _unreadable_best(self, name: str, why: str) -> "_UnreadableBest":
+        return _UnreadableBest(
             f"the best checkpoint, {name}, cannot be read: {why}",
             where=self.folder,
             fix="make it readable, or move its folder away for the next best to be exported; then give the same "
@@ -459,7 +475,7 @@ class BackgroundWriter:
         return f"the best evaluation's weights, of step {best_step}, are not stored ({why})"
 
 
-def _is_denied(error: OSError) -> bool:
+def _is_denied(error: BaseException) -> bool:
     """Return whether storage refuses access; pyarrow's error for that of S3 has no number."""
     return isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error)
 
