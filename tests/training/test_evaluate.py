@@ -87,7 +87,9 @@ def test_a_training_ends_when_too_much_of_its_validation_cannot_be_decoded(make_
         truncate(image)
     stage = make_stage(data={"root": str(tmp_path), "max_bad_fraction": 0.001}, training=STEPS)
     worker_config = WorkerConfig(stage.model_dump_json(), str(tmp_path / "run"), str(tmp_path), None)
-    what, where, _ = run_attempts([Attempt(worker_config)], 1, tmp_path)[0]["error"]
+    ended = run_attempts([Attempt(worker_config)], 1, tmp_path)[0]
+    assert {record["step"] for record in ended["records"]} == {1, 2}, "none waits for a next report"
+    what, where, _ = ended["error"]
     assert (what, where) == (
         "2 of 21 validation samples could not be decoded; data.max_bad_fraction allows 1", "data.val",
     )  # fmt: skip

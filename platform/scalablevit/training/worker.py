@@ -136,6 +136,9 @@ def _run(
         if stage.training.nonfinite.action == "rollback" and restored is None:
             callbacks.save(state, None)  # a roll-back may come in the first steps
         train_result = train(context, state, callbacks)
+    except UserError:  # on all ranks alike, so that all can report what was not reported yet
+        callbacks.sender.flush()
+        raise
     finally:  # a process that trains many runs must not keep the threads of those that ended early
         callbacks.close()
     callbacks.sender.flush()
