@@ -233,7 +233,7 @@ def test_a_version_is_refused_where_its_code_is_another(trained, tmp_path, monke
     assert "image_tags" not in sys.modules
 
 
-def test_versions_of_different_code_are_not_compared():
+def test_versions_of_different_code_are_not_compared(monkeypatch):
     def made_by(digest: str) -> SimpleNamespace:
         return SimpleNamespace(name="tags-tag", config={"user_code": {"image_tags": digest}})
 
@@ -241,6 +241,11 @@ def test_versions_of_different_code_are_not_compared():
     _refuse_different_code([made_by("a" * 64), SimpleNamespace(name="tags-tag", config={})])
     with pytest.raises(UserError, match=r"different image_tags \(content sums a{12} and b{12}\)"):
         _refuse_different_code([made_by("a" * 64), made_by("b" * 64)])
+    here = SimpleNamespace(digest="a" * 64, portable_sum="b" * 64)  # earlier releases stored the sum of a build
+    monkeypatch.setattr(promote, "package_contents", lambda names: dict.fromkeys(names, here))
+    _refuse_different_code([made_by("a" * 64), made_by("b" * 64)])
+    with pytest.raises(UserError, match="different image_tags"):
+        _refuse_different_code([made_by("a" * 64), made_by("c" * 64)])
 
 
 def test_mlflow_serves_the_archives_own_copy(trained):

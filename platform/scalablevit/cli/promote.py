@@ -29,7 +29,7 @@ from scalablevit.config.overrides import overridden_tracking_uri, path_in_stage
 from scalablevit.config.recipe import Stage
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.config.stored import ModelConfig
-from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, stored_sums
+from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, package_contents, stored_sums
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.seen_images import SeenImages, find_seen
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
@@ -192,7 +192,7 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
     sums = [stored_sums(version.config.get("user_code"), version.name) for version in versions]
     for package in dict.fromkeys(name for version_sums in sums for name in version_sums):
         digests = [version_sums[package] for version_sums in sums if package in version_sums]
-        if len(set(digests)) > 1:
+        if len(set(digests)) > 1 and not _are_of_package_here(package, digests):
             digests_text = " and ".join(digest[:SHOWN_SUM] for digest in digests)
             raise UserError(
                 f"candidate and champion were made by different {package} (content sums {digests_text}), and one "
@@ -202,6 +202,15 @@ def _refuse_different_code(versions: Sequence[RegisteredWeights]) -> None:
                 f"`{command_name('promote')} {shlex.quote(versions[0].name)} --limits-alone` decides by the limits of "
                 "the recipe's promotion",
             )
+
+
+def _are_of_package_here(package: str, digests: Sequence[str]) -> bool:
+    """Return whether sums are those of the package on this machine: earlier releases stored that of a build."""
+    try:
+        content = package_contents([package])[package]
+    except UserError:
+        return False
+    return {content.digest, content.portable_sum}.issuperset(digests)
 
 
 def _resolve(candidate: RegisteredWeights, overrides: Sequence[str], root: Path) -> ResolvedStage:
