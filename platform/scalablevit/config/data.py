@@ -89,13 +89,15 @@ class _Images(Section):
     """Strength of brightness, contrast and saturation jitter; 0: off. RandAugment replaces it, as in timm."""
     max_bad_fraction: Probability = 0.01
     """Largest fraction of samples that cannot be decoded. Training stops above this fraction of the samples seen, or of
-    1000 while fewer are seen; a split that is checked before training is refused above this fraction of its samples.
+    1000 while fewer are seen, also of a validation split in training; a split that is checked before training, or that
+    `evaluate` or `promote` reads, is refused above this fraction of its samples.
     With `coco`, also the largest fraction of objects that lack a mask where masks are read (10 objects may lack one in
     any case, but never all of them), and of annotated file names that are ambiguous."""
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are refused before decoding (decompression bombs)."""
     max_shared_fraction: Annotated[Probability, Field(json_schema_extra=NOT_HASHED)] = 0.01
-    """Largest fraction of validation images that may also be training images (byte-identical); more is an error."""
+    """Largest fraction of validation images that may also be training images (byte-identical); more is an error, also
+    where `evaluate` or `promote` reads other data than that of the training."""
     on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
     """Whether a class that a split has nothing of is a warning or an error. It is always an error where there are three
     classes or fewer, and where the training masks hold at most one class."""
