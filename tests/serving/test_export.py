@@ -236,6 +236,12 @@ def test_sizes_that_are_none(root, tmp_path, size):
         run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--size", size)
 
 
+def test_a_size_that_evaluation_does_not_crop_to_is_said(root, tmp_path, capsys):
+    for size, said in (("64x64", True), ("32x32", False)):
+        assert run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--dry-run", "--size", size) == 0
+        assert ("crops to 32x32, as center_crop says: no metric is of 64x64" in capsys.readouterr().out) is said
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "parts", "size"),
@@ -252,6 +258,8 @@ def test_the_flagship_on_every_task(root, tmp_path, name, parts, size):
     note = facts(out)
     assert note["sizes"] == ("any" if (name, size) == ("segment", []) else "one")
     assert [part["name"] for part in note["parts"]] == parts
+    props = {part: [each.key for each in onnx.load(out / f"{part}.onnx").metadata_props] for part in parts}
+    assert [part for part in parts if "scalablevit.mean" in props[part]] == ["network"], "heads take maps"
     check_runs_for_other_counts(out, note)
 
 

@@ -72,6 +72,10 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
     for name in ("data", "digest", "seen", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)
     print(f"  {'model':<12}{model_cost(stage.name, stage.stage, stage.classes)}", flush=True)
+    if getattr(stage.stage.task, "test_time_augmentation", None):
+        print(
+            f"  {'views':<12}several (task.test_time_augmentation): predict, promote and servers take one", flush=True
+        )
     metrics = None
     if options.dry_run:
         write_resolved(recipe, [stage], root / PLANS / f"{recipe.name}.yaml")

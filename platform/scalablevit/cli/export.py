@@ -40,8 +40,8 @@ Detection always has one size.
                   also box_head and mask_head, which take pooled regions: for users with a selection (NMS) of
                   their own.
 {NOTE} in DIR names classes, size, inputs, outputs, differences and preprocessing (mean, std, resizing, crop, ...). Each
-ONNX file has the preprocessing in its metadata_props; the page "Serve and export" of the documentation has Python
-that follows it.
+ONNX file that takes pixels has the preprocessing in its metadata_props; the page "Serve and export" of the
+documentation has Python that follows it.
 
 Exit codes: 0 all outputs are the model's; 1 an export's outputs differ: do not use it; 2 something that you can fix, as
 a model that cannot be exported; 130 interrupted."""
@@ -107,6 +107,11 @@ def run(options: argparse.Namespace) -> int:
     shape = f"{size[0]}, {size[1]}" if fixed else "H, W"
     sizes = "of this size alone" if fixed else f"of any size from {SMALLEST}x{SMALLEST}, usually {size[0]}x{size[1]}"
     print(f"  input  (N, 3, {shape}), {sizes}; checked on {min(IMAGES, len(names))} of {len(names)} images", flush=True)
+    facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
+    if fixed and facts.center_crop and set(size) != {facts.center_crop}:
+        side = facts.center_crop
+        print(f"  note   evaluation crops to {side}x{side}, as center_crop says: no metric is of {size[0]}x{size[1]}, and "
+              "how an image comes to that is not said")  # fmt: skip
     if options.dry_run:
         print(f"dry run: nothing was written; the exports and {NOTE} would be in {printable(out.absolute())}")
         return 0
@@ -116,12 +121,12 @@ def run(options: argparse.Namespace) -> int:
     except BadSample as bad:
         raise UserError(bad.reason, where=bad.path, fix="remove the file, or name other images") from None
     exported = []
-    facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
     with write_folder(out) as target:
         trained = load_trained(stage, config["classes"], weights, torch.device("cpu"))
         parts = build_parts(trained, images, size, fixed=fixed)
         for part in parts:
-            exported.append(export_part(part, target, f"{options.model} ({stage.model.name})", facts))
+            own = facts if part.input_name == "pixels" else None  # heads take maps, which nothing prepares
+            exported.append(export_part(part, target, f"{options.model} ({stage.model.name})", own))
             print(_line(exported[-1]), flush=True)
         note = {"model": options.model, "weights_sha256": sha256, "task": stage.task.kind, "classes": config["classes"],
                 "sizes": "one" if fixed else "any", "size": size, "smallest": size if fixed else [SMALLEST, SMALLEST],
