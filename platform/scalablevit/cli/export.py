@@ -110,8 +110,8 @@ def run(options: argparse.Namespace) -> int:
     facts = describe_preprocessing(stage, config["classes"], size if fixed else None)
     if fixed and facts.center_crop and set(size) != {facts.center_crop}:
         side = facts.center_crop
-        print(f"  note   evaluation crops to {side}x{side}, as center_crop says: no metric is of {size[0]}x{size[1]}, and "
-              "how an image comes to that is not said")  # fmt: skip
+        print(f"  note   evaluation crops to {side}x{side}, as center_crop says: no metric is of {size[0]}x{size[1]}, "
+              "and how an image comes to that is not said")  # fmt: skip
     if options.dry_run:
         print(f"dry run: nothing was written; the exports and {NOTE} would be in {printable(out.absolute())}")
         return 0
