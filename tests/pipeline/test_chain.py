@@ -255,12 +255,22 @@ def test_the_table_sets_best_against_last_and_says_where_the_time_went(tmp_path)
 def test_the_next_commands_are_complete_and_understood(tmp_path, monkeypatch):
     (tmp_path / "scalablevit").touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    shown = chain.format_results([RESULT], tmp_path / "my root", "http://tracking.example").partition("next:\n")[2]
+    registered = replace(RESULT, version="3")
+    shown = chain.format_results([registered], tmp_path / "my root", "http://tracking.example").partition("next:\n")[2]
     commands = [line.partition(f"{tmp_path}/scalablevit ")[2] for line in shown.splitlines() if "/scalablevit " in line]
     verbs = {}
     for verb, *arguments in map(shlex.split, commands):
         verbs[verb] = parse(verb, arguments)
         assert verbs[verb].root == str(tmp_path / "my root")
-    assert verbs["predict"].model == verbs["evaluate"].model == "models:/tiny-pretrain@candidate"
+    assert verbs["predict"].model == verbs["evaluate"].model == "models:/tiny-pretrain/3"
     assert verbs["promote"].name == "tiny-pretrain" and list(verbs) == ["predict", "evaluate", "promote", "runs"]
     assert verbs["predict"].overrides == verbs["promote"].overrides == ["tracking.uri=http://tracking.example"]
+
+
+def test_no_next_command_is_of_another_run_s_version(tmp_path):
+    """Its own may wait for MLflow, and after an earlier job's end another run may have become the candidate."""
+    waiting = chain.format_results([RESULT], tmp_path, "sqlite:////m.db")
+    assert "not registered yet" in waiting and "@candidate" not in waiting and "promote" not in waiting
+    assert f" run --root {tmp_path}" in waiting and "register the model" in waiting and "sync" in waiting
+    done = chain.format_results([replace(RESULT, version="1", skipped=True)], tmp_path, "sqlite:////m.db")
+    assert "tiny-pretrain v1\n" in done and "models:/tiny-pretrain/1 " in done and "@candidate" not in done

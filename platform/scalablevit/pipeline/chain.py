@@ -178,7 +178,9 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
     """
     rows = [("stage", "best", "at step", "last", "at step", "images/s", "minutes", "registered model")]
     for result in results:
-        version = f"{result.registered_as} v{result.version} @candidate" if result.version else "not registered yet"
+        # since an earlier job has finished it, another run may have made the newest version of that name
+        alias = "" if result.skipped else " @candidate"
+        version = f"{result.registered_as} v{result.version}{alias}" if result.version else "not registered yet"
         rows.append(
             (
                 result.name + (" (done before)" if result.skipped else ""),
@@ -192,7 +194,8 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
             )
         )
     spent = [f"time of {result.name}: {_profile(result.profile)}" for result in results if result.profile]
-    model = f"models:/{results[-1].registered_as}@candidate"
+    last = results[-1]
+    model = f"models:/{last.registered_as}/{last.version}" if last.version else last.run_name
     unregistered = [f"{result.name}: {result.tracking}" for result in results if not result.version]
     uri = without_credentials(address)
     sqlite = uri.startswith("sqlite")
@@ -200,9 +203,12 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
     root_text, mlflow = (shlex.quote(str(path)) for path in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
     where = f"--root {root_text}{tracking_override(address, root)}"
-    evaluate, predict, promote, runs = (
-        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
+    evaluate, predict, promote, runs, sync = (
+        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs", "sync")
     )
+    champion = f"promote the candidate     {promote} {shlex.quote(last.registered_as)} {where}"
+    if not last.version:
+        champion = f"register the model        {sync} --root {root_text}"
     return "\n".join(
         [
             format_table(rows),
@@ -213,7 +219,7 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
             f"  look at runs and models   {look}",
             f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
-            f"  make it the champion      {promote} {shlex.quote(results[-1].registered_as)} {where}",
+            f"  {champion}",
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {runs} list --root {root_text}",
             f"  run folders               {root / RUNS}",
