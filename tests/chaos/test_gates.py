@@ -368,6 +368,7 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
         assert f"1 of 1 nodes do not see what is here ({here[0]})" in message
         assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
+        assert "the cluster has no node with 1000 CPU and " in said(lambda: cluster.count_processes(greedy[0].stage))
         package = [UserPackage("mine", other, installed=False)]
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(cluster, "_ask_nodes", lambda *_: {here[0]: {"mine": "f" * 64}})

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +132,14 @@ def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"1 of 2 nodes do not see what is here \(b\)") as caught:
         cluster._check_reach(stages, tmp_path, ["a", "b"], {"/here/weights": "weights (/here/weights)"})
     assert caught.value.where == "weights (/here/weights)"
+
+
+def test_a_task_that_no_node_has_room_for_is_refused(monkeypatch):
+    """Ray would let it wait for ever."""
+    nodes = [SimpleNamespace(resources={"CPU": 2.0}), SimpleNamespace(resources={"CPU": 1.0})]
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: nodes)
+    stage = load_recipe(RECIPE, ["cluster.workers=7", "cluster.cpus_per_worker=1"]).stages["pretrain"]
+    assert cluster.count_processes(stage) == 3
+    stage = load_recipe(RECIPE, ["cluster.cpus_per_worker=1", "cluster.gpus_per_worker=1"]).stages["pretrain"]
+    with pytest.raises(UserError, match="no node with 1 CPU and 1 GPU"):
+        cluster.count_processes(stage)

@@ -176,14 +176,6 @@ def _predict(job: Any, pictures: Mapping[str, str], root: Path, stage: Stage) ->
 
     cluster.connect([], root, imports=stage.imports)
     cluster.refuse_unseen({job.weights: f"--root ({root})", job.images: "IMAGES", job.out: "--out"})
-    one = {"workers": 1, "min_workers": None}
-    processes = cluster.count_copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
-    if not processes:
-        raise UserError(
-            f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "
-            f"{stage.cluster.gpus_per_worker:g} GPU",
-            where="cluster.cpus_per_worker, cluster.gpus_per_worker",
-            fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to predict in this process",
-        )
+    processes = cluster.count_processes(stage)
     print(f"  cluster room for {processes} processes", flush=True)
     return predict_on_ray(job, pictures, processes)

@@ -318,7 +318,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     """Score a version on a node of the cluster that RAY_ADDRESS names, else in this process.
 
     Raises:
-        UserError: a node does not see the files.
+        UserError: a node does not see the files, or none has room.
     """
     from scalablevit.serving.score import score
 
@@ -332,6 +332,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
     from scalablevit.training.environment import worker_variables
 
     data = str(root / Path(stage.data.root).expanduser())
+    cluster.count_processes(stage)
     cluster.refuse_unseen({str(version.weights): f"--root ({root})", data: f"data.root ({data})"})
     gpus = stage.cluster.gpus_per_worker
     task = ray.remote(score).options(

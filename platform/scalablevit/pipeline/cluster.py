@@ -199,6 +199,24 @@ def count_copies(stage: Stage) -> int:
     return count
 
 
+def count_processes(stage: Stage) -> int:
+    """Return how many processes like a worker of this stage the connected cluster, were it empty, has room for.
+
+    Raises:
+        UserError: there is room for none: a task would wait for it for ever.
+    """
+    one = {"workers": 1, "min_workers": None}
+    count = count_copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    if not count:
+        raise UserError(
+            f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "
+            f"{stage.cluster.gpus_per_worker:g} GPU",
+            where="cluster.cpus_per_worker, cluster.gpus_per_worker",
+            fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to do it in this process",
+        )
+    return count
+
+
 def local_resources(*, gpus: bool = True) -> dict[str, float]:
     """Return the CPUs and GPUs that Ray would find on this machine; without importing torch.
 
