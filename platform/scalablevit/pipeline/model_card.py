@@ -154,7 +154,9 @@ def _metrics(resolved: ResolvedStage, finished: StageResult) -> str:
     ]
     heading = ("metric", "value", "95 % interval")
     rendered = _markdown_table([row if lower else row[:2] for row in (heading, *rows)])
-    return f"## Metrics\n\nOn the validation images, at the step with the best {_short(finished.metric)}:\n\n{rendered}"
+    # not always the best evaluation's: its checkpoint may be damaged
+    chosen = f"at step {finished.step}, the best stored one by {_short(finished.metric)}"
+    return f"## Metrics\n\nOn the validation images, {chosen}:\n\n{rendered}"
 
 
 def _short(metric: str) -> str:
@@ -174,6 +176,7 @@ def _plots(finished: StageResult, plots: Sequence[str], root: Path) -> str:
 def _limits(resolved: ResolvedStage, finished: StageResult) -> str:
     statistics = resolved.statistics
     absent = statistics.absent("val") if statistics is not None else ()
+    bad = finished.metrics.get("val/bad_samples", 0.0)
     shared = statistics.shared.count if statistics is not None and statistics.shared is not None else 0
     lines = [
         f"{_sizes(resolved.stage.data)}; what is too small to be seen then is not found.",
@@ -181,6 +184,7 @@ def _limits(resolved: ResolvedStage, finished: StageResult) -> str:
         "It was evaluated on the validation images above, which also chose the checkpoint, and on no others: other "
         "cameras, places and times are not tried.",
         f"Validation has nothing of {len(absent)} of the classes." if absent else "",
+        f"{bad:,.0f} validation images could not be decoded: no metric has them." if bad else "",
         f"{shared:,} validation images are training images, too: the metrics are too good." if shared else "",
         f"It is a candidate until `{PROGRAM} promote` has compared it with the champion; tags `scalablevit.promotion*` "
         "say what came of that.",
