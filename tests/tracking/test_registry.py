@@ -130,6 +130,16 @@ def load(uri: str, model: str) -> Any:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+@pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
+def test_a_file_that_changed_while_it_waited_is_not_registered(outbox, record, uri, client, name, tmp_path, file):
+    record(2.0)
+    path = tmp_path / "model2.0" / file
+    path.write_bytes(path.read_bytes() + b" ")
+    assert OutboxSync(outbox.folder, uri).send_left().refused == 1
+    assert f"{file} in {path.parent} has changed since it was recorded" in (outbox.folder / REFUSED).read_text()
+    assert not client.search_model_versions(f"name = '{name}'")
+
+
 def test_a_registered_model_loads_with_pickles_forbidden(
     outbox: Outbox,
     record: Record,

@@ -7,10 +7,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import Refused, bounded_requests, connect
 from scalablevit.tracking.records import VERSION_PLACE, ModelRecord
-from scalablevit.tracking.tags import RUN_UID, UID
+from scalablevit.tracking.tags import CONFIG_SHA256, RUN_UID, UID, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +44,7 @@ def register(client: "MlflowClient", run_id: str, record: ModelRecord, outbox: P
         The new or existing version.
 
     Raises:
-        Refused: a file of the model or its code is missing, or the code does not run.
+        Refused: a file of the model or its code is missing or has changed, or the code does not run.
     """
     code, users = outbox / record.code, [outbox / package for package in record.user_code or ()]
     required = [Path(record.folder) / WEIGHTS_NAME, Path(record.folder) / CONFIG_NAME, code / record.serving]
@@ -89,6 +90,10 @@ def _logged_model(client: "MlflowClient", run: "Run", record: ModelRecord, code:
         if existing.status == LoggedModelStatus.READY:
             return existing
         client.delete_logged_model(existing.model_id)
+    for file, tag in ((WEIGHTS_NAME, WEIGHTS_SHA256), (CONFIG_NAME, CONFIG_SHA256)):
+        found = sha256_of(Path(record.folder) / file)
+        if record.tags.get(tag, found) != found:  # a server would not compare them
+            raise Refused(f"{file} in {record.folder} has changed since it was recorded")
     model = client.create_logged_model(
         experiment, record.name, source_run_id=run.info.run_id, tags=record.tags, model_type="pyfunc"
     )
