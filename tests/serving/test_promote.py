@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness.toys import SIDE, finished_run, register, val_images
+from harness.toys import SIDE, finished_run, register, stage_of, val_images
 from mlflow import MlflowClient
 
 from scalablevit.cli import pack, predict, promote
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
+from scalablevit.data.sources.opening import open_source
 from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
+from scalablevit.training.data_listing import store_listings
 
 EVEN = ["promotion.margin=-1", "promotion.resamples=100"]  # untrained models: whoever wins, wins by luck
 
@@ -241,6 +243,25 @@ def test_files_that_cannot_be_decoded_are_counted_up_to_the_limit_of_the_command
     assert run(registry, name, *EVEN, *split, "data.max_bad_fraction=0.1") == 0
     evidence = json.loads(client.get_model_version(name, "2").tags[tags.PROMOTION_EVIDENCE])
     assert (evidence["images"], evidence["bad"], evidence["candidate"]["seen"]) == (11, 1, None)
+
+
+def test_a_candidate_is_not_promoted_on_images_that_it_was_trained_on(registry, client, capsys):
+    name, trained, stage = "toy-seen", finished_run(registry, "pretrain", seed=15), stage_of("pretrain")
+    train = open_source(stage.data, "train", registry)
+    train.read_contents()
+    store_listings(str(registry / "runs" / trained), {"train": train})
+    register(registry, trained, name)
+    assert run(registry, name, "--dry-run") == 0
+    assert "  seen    candidate: none of 12 images is among the 18 " in capsys.readouterr().out
+    known = f"data.val.images={stage.data.train.images}"
+    with pytest.raises(
+        UserError, match=f"18 of 18 validation images are among those that models:/{name}/1 was trained"
+    ):
+        run(registry, name, known)
+    assert champion_of(client, name) is None
+    assert run(registry, name, known, "data.max_shared_fraction=1") == 0
+    evidence = json.loads(client.get_model_version(name, "1").tags[tags.PROMOTION_EVIDENCE])
+    assert evidence["candidate"]["seen"] == 18
 
 
 def test_no_tag_says_promoted_where_the_alias_did_not_move(registry, client, monkeypatch):

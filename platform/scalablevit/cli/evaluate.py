@@ -25,6 +25,9 @@ The model's own recipe says what it is evaluated on; overrides change that: data
 validation split is enough, and its classes may come in any order), cluster.workers=4,
 task.test_time_augmentation='{{scales: [0.75, 1.0, 1.25], flip: true}}', tracking.uri=http://...
 
+Images that the model was trained on are counted where its run is below the root, by their bytes, and refused above
+data.max_shared_fraction; files that cannot be decoded are counted, and refused above data.max_bad_fraction.
+
 {ON_A_CLUSTER}
 
 Exit codes: 0 done; 1 a failure while running; 2 something that you can fix; 130 interrupted."""

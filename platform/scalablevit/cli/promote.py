@@ -57,7 +57,8 @@ NAME is a registered model. Its version with the alias candidate and the one wit
 evaluated on the validation split of the candidate's recipe, in float32 as served. The gate is the recipe's
 `promotion` section: overrides change it, as in promotion.margin=0.005
 promotion.require_significance=true promotion.max_latency_ms=50, and data.root=/other/data evaluates both on other data
-with the same classes. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
+with the same classes. Images that a version was trained on, and files that cannot be decoded, are counted and limited
+as by `evaluate`. What belongs to each model itself (network, task, image size) is its own recipe's, and overrides
 of it are refused. Where there is no champion yet, the limits alone decide (promotion.min_value, max_latency_ms,
 max_weights_mb); with --limits-alone also where there is one that cannot be compared, such as one that an
 earlier version of your own code made. Both versions' metrics, the gain with its confidence interval (paired bootstrap

@@ -46,11 +46,8 @@ def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fracti
     Raises:
         UserError: there are more.
     """
-    run = _run_of(weights, root)
-    if run is None:
-        return SeenImages(None, f"{UNKNOWN}: its run is not below {root / RUNS}")
     try:
-        train = _training_split(trained, root, store_of(run))
+        train = _training_split(trained, root, _run_of(weights, root))
     except (UserError, OSError) as error:
         return SeenImages(None, f"{UNKNOWN}: {error.what if isinstance(error, UserError) else error}")
     shared = shared_images(train, val)
@@ -70,12 +67,18 @@ def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fracti
     return SeenImages(shared.count, what)
 
 
-def _run_of(weights: Path, root: Path) -> Path | None:
-    """Return the folder below the root of the run whose exported files these are; None: there is none."""
-    config = weights.with_name(CONFIG_NAME).read_bytes()
-    alike = [file for file in sorted((root / RUNS).glob(f"*/{CONFIG}")) if file.read_bytes() == config]
-    sums = {file: sha256_of(file.with_name(weights.name)) for file in alike if file.with_name(weights.name).is_file()}
-    return next((file.parents[1] for file, found in sums.items() if found == sha256_of(weights)), None)
+def _run_of(weights: Path, root: Path) -> RunStore:
+    """Return the run below the root whose exported files these are.
+
+    Raises:
+        UserError: there is none.
+    """
+    config, sha256 = weights.with_name(CONFIG_NAME).read_bytes(), sha256_of(weights)
+    for file in sorted((root / RUNS).glob(f"*/{CONFIG}")):
+        own = file.with_name(weights.name)
+        if file.read_bytes() == config and own.is_file() and sha256_of(own) == sha256:
+            return store_of(file.parents[1])
+    raise UserError(f"its run is not below {root / RUNS}")
 
 
 def _training_split(trained: Data, root: Path, run: RunStore) -> Source:
