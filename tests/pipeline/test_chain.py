@@ -271,6 +271,6 @@ def test_no_next_command_is_of_another_run_s_version(tmp_path):
     """Its own may wait for MLflow, and after an earlier job's end another run may have become the candidate."""
     waiting = chain.format_results([RESULT], tmp_path, "sqlite:////m.db")
     assert "not registered yet" in waiting and "@candidate" not in waiting and "promote" not in waiting
-    assert f" run --root {tmp_path}" in waiting and "register the model" in waiting and "sync" in waiting
+    assert f" run --root {tmp_path}" in waiting
     done = chain.format_results([replace(RESULT, version="1", skipped=True)], tmp_path, "sqlite:////m.db")
     assert "tiny-pretrain v1\n" in done and "models:/tiny-pretrain/1 " in done and "@candidate" not in done

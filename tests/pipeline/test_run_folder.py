@@ -1,6 +1,7 @@
 """What a stage leaves in its folder, from its own code with a worker in this process in place of Ray's."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from scalablevit.run_files import ERROR_ANALYSIS, METRICS, RESULTS
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import read_status
+from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.training import launch, loop, worker
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
@@ -110,3 +112,23 @@ def test_pictures_that_cannot_be_drawn_are_said_and_end_nothing(resolved, tmp_pa
     assert all(f"[pretrain] plots/{name}.png was not drawn: " in said
                for name in ("curves", "training_batch", "validation"))  # fmt: skip
     assert "[pretrain] examination was not drawn: " in said
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_last_evaluation_is_recorded_although_the_disk_refused_its_report(resolved, tmp_path, monkeypatch, capsys):
+    """What waits for the next report has none at the end."""
+    record = OutboxCallback._record
+
+    def refuse_last(callback):
+        if any(point["step"] == 12 for point in callback._waiting):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        record(callback)
+
+    monkeypatch.setattr(OutboxCallback, "_record", refuse_last)
+    result = train(resolved, tmp_path)
+    folder = tmp_path / "runs" / resolved.run_name
+    rows = list(csv.DictReader((folder / RESULTS).open()))
+    assert [int(row["step"]) for row in rows] == [6, 12] and float(rows[-1]["val/top1"]) == result.last_value
+    assert float(rows[-1]["val/is_best"]) == (result.step == 12)
+    said = capsys.readouterr().out
+    assert said.count("the evaluation of step") == 1 and "the evaluation of step 12 was not recorded" in said

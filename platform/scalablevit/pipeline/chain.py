@@ -203,12 +203,10 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
     root_text, mlflow = (shlex.quote(str(path)) for path in (root, programs / "mlflow"))
     look = f"{mlflow} ui --backend-store-uri {shlex.quote(uri)}" if sqlite else f"open {uri}"
     where = f"--root {root_text}{tracking_override(address, root)}"
-    evaluate, predict, promote, runs, sync = (
-        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs", "sync")
+    evaluate, predict, promote, runs = (
+        command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
     )
-    champion = f"promote the candidate     {promote} {shlex.quote(last.registered_as)} {where}"
-    if not last.version:
-        champion = f"register the model        {sync} --root {root_text}"
+    compare = f"  promote the candidate     {promote} {shlex.quote(last.registered_as)} {where}"
     return "\n".join(
         [
             format_table(rows),
@@ -219,7 +217,7 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
             f"  look at runs and models   {look}",
             f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
-            f"  {champion}",
+            *([compare] if last.version else []),  # else `unregistered` says what to do
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {runs} list --root {root_text}",
             f"  run folders               {root / RUNS}",

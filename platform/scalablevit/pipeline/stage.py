@@ -29,6 +29,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import ATTEMPTS, ENVIRONMENT, RECIPE, REFUSED, STATISTICS, WEIGHTS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import say_while_waiting
+from scalablevit.runs.metrics import IS_BEST, metrics_by_step
 from scalablevit.runs.progress import Progress
 from scalablevit.runs.result import StageResult, load_result, without_secrets
 from scalablevit.runs.run_store import RunStore
@@ -39,12 +40,12 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.callback import OutboxCallback
 from scalablevit.tracking.connection import format_error, mask
 from scalablevit.tracking.environment import environment_info
-from scalablevit.tracking.outbox import Outbox, Texts, lacks_finish, recorded_params
+from scalablevit.tracking.outbox import Outbox, Texts, lacks_finish, now_ms, recorded_params
 from scalablevit.tracking.params import flatten
 from scalablevit.tracking.registry import version_of_run
 
 if TYPE_CHECKING:
-    from scalablevit.training.worker_result import WorkerResult
+    from scalablevit.training.worker_result import TrainingEnd, WorkerResult
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _train_and_export(
     store, uid, init_weights = session.store, session.uid, init_weights_of(resolved, earlier)
     add_event(store.local / ATTEMPTS, Submitted(submitted, last))
     _begin(job, resolved, init_weights, store, session.outbox, uid)
-    result = _launch(job, resolved, init_weights, store, uid, status_file)
+    result = _launch(job, resolved, init_weights, session, status_file)
     if result.training is None:
         raise RuntimeError("rank 0 returned no end of the training")
     minutes = (time.monotonic() - started) / 60
@@ -261,8 +262,7 @@ def _launch(
     job: Job,
     resolved: ResolvedStage,
     init_weights: InitWeights | None,
-    store: RunStore,
-    uid: str,
+    session: RunSession,
     status_file: StatusFile,
 ) -> "WorkerResult":
     from scalablevit.training.attempts import AttemptsCallback
@@ -270,6 +270,7 @@ def _launch(
     from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import WorkerConfig
 
+    store, uid = session.store, session.uid
     store_listings(store.location, resolved.sources)
     worker_config = WorkerConfig(
         stage=without_secrets(resolved.stage).model_dump_json(),
@@ -290,9 +291,23 @@ def _launch(
         try:
             if job.stopping.is_set():  # set before there was a file to create
                 raise KeyboardInterrupt
-            return launch(resolved.stage, worker_config, store.location, callbacks, stop_file)
+            result = launch(resolved.stage, worker_config, store.location, callbacks, stop_file)
         finally:
             job.training.discard(stop_file)
+        if result.training is not None:
+            _record_missing(resolved.name, result.training, session)
+        return result
+
+
+def _record_missing(name: str, training: "TrainingEnd", session: RunSession) -> None:
+    """Record the best and the last evaluation where the outbox lacks them: a full disk may have refused the reports."""
+    rows = metrics_by_step(session.store.outbox, session.uid)
+    for step, metrics in {training.best_step: training.best_metrics, training.step: training.last_metrics}.items():
+        if step is not None and not metrics.keys() <= rows.get(step, {}).keys():
+            values = {**metrics, IS_BEST: float(step == training.best_step)}
+            session.outbox.metrics(session.uid, [{"step": step, "time_ms": now_ms(), "metrics": values}])
+            print(f"[{name}] the evaluation of step {step} was not recorded when it was reported (a full disk?): it is "
+                  "now, and other points may be missing", flush=True)  # fmt: skip
 
 
 def _look_up_version(job: Job, finished: StageResult, session: RunSession) -> StageResult:
