@@ -400,8 +400,8 @@ def _promote_or_refuse(
     # before the move: without this tag a new champion could not be rolled back
     write_tags(uri, name, version, {tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
     move_champion(uri, name, before, version)
+    print(format_outcome(uri, candidate, before, missed), flush=True)
     write_tags(uri, name, version, written)  # says that it is promoted
-    print(format_outcome(uri, candidate, before, missed))
     return document
 
 
@@ -426,6 +426,6 @@ def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> P
         print(f"dry run: nothing was written or moved in {without_credentials(uri)}")
         return document
     move_champion(uri, name, champion, int(previous))
+    print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}", flush=True)
     write_tags(uri, name, champion, {tags.ROLLED_BACK: f"{now()}: champion is version {previous} again"})
-    print(f"models:/{name}@{CHAMPION} is version {previous} in {without_credentials(uri)}")
     return document
