@@ -87,17 +87,13 @@ class TrainingFailed(Exception):
 
     def __init__(self, run_folder: str, reason: str) -> None:
         lines = [line for line in reason.splitlines() if line.strip()]
-        outcome = "the evaluation failed; the same command begins it again."
-        if run_folder:
-            outcome = (
-                f"training failed; its checkpoints are kept in {run_folder}, and submitting the same command again "
-                "resumes."
-            )
-        super().__init__(
-            "\n".join(lines[-SHOWN_LINES:])
-            + f"\n\n{outcome}\nThe workers' own logs are in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 shows "
-            "them here."
+        outcome = (
+            f"training failed; its checkpoints are kept in {run_folder}, and submitting the same command again "
+            "resumes.\nThe workers' own logs are in Ray's session folder; SCALABLEVIT_RAY_LOGS=1 shows them here."
         )
+        if not run_folder:
+            outcome = "the evaluation failed; the same command begins it again (SCALABLEVIT_RAY_LOGS=1 shows all logs)"
+        super().__init__("\n".join(lines[-SHOWN_LINES:]) + f"\n\n{outcome}")
 
 
 class SearchFailed(Exception):
