@@ -204,7 +204,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
 @pytest.mark.parametrize(
     ("parameter", "said"),
     [
-        ("optimizer.lrr: {uniform: [0, 1]}", ["unknown key 'lrr'; did you mean 'lr'", "known here: name, lr"]),
+        ("optimizer.lrr: {uniform: [0, 1]}", ["unknown key 'lrr'; did you mean 'lr'", "fix: write optimizer.lr"]),
         ("optimiser.lr: {uniform: [0, 1]}", ["unknown key 'optimiser'; did you mean 'optimizer'"]),
         ("optimizer.lr.low: {uniform: [0, 1]}", ["optimizer.lr is no section but 0.001"]),
         ("'': {uniform: [0, 1]}", ["unknown key ''"]),
