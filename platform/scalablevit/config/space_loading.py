@@ -22,7 +22,7 @@ from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, trial_epochs
-from scalablevit.config.unused_keys import TIMM_WORDS, explain
+from scalablevit.config.unused_keys import OF_PIXELS, TIMM_WORDS, explain, wrong_unit
 
 PREFIX = "space."
 """Prefix of overrides of the space; all others are of the base recipe."""
@@ -315,6 +315,8 @@ def _reasons_against(
             check_model_name(stage.model.name, dense=dense, registered=bool(stage.imports))
     except UserError as error:
         return [_reason(mistake, key, stage_name) for mistake in _errors_in(error)]
+    if wrong := key in OF_PIXELS and wrong_unit(value):
+        return [wrong]
     return [(reason, "") for other, reason in _find_too_long(stage, epochs).items() if other == key]
 
 
