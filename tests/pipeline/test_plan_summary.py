@@ -12,7 +12,7 @@ from scalablevit.config.recipe import Length
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.pipeline import plan_summary
 from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, shared_facts, starts_from
-from scalablevit.pipeline.resolve import ResolvedStage, resolve
+from scalablevit.pipeline.resolve import ResolvedStage, crop_warnings, resolve
 from scalablevit.pipeline.resolved_recipe import resolved_text, write_resolved
 
 SOON = [f"stages.{name}.optimizer.schedule.warmup_steps=1" for name in ("segment", "detect")]
@@ -87,6 +87,18 @@ def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers()
     assert schedule_warnings(resolved("pretrain", *long)) == [], "warmed up, it is as long as the training allows"
     short = [*long, "stages.pretrain.training.ema_warmup=false", "stages.pretrain.training.ema_decay=0.98"]
     assert schedule_warnings(resolved("pretrain", *short)) == [], "50 steps of 60"
+
+
+def test_an_evaluation_that_sees_little_of_an_image_is_named_with_its_numbers():
+    (warning,) = crop_warnings(resolved("pretrain", "stages.pretrain.data.eval_resize=256").stage.data)
+    assert warning == (
+        "evaluation scales images to a short side of 256 (data.eval_resize) and sees the central 32 x 32 pixels "
+        "(data.image_size), 1.6 % of a square one; data.eval_resize=37 would show 75 %"
+    )
+    assert crop_warnings(resolved("pretrain").stage.data) == ()
+    usual = ["stages.pretrain.data.image_size=224", "stages.pretrain.data.eval_resize=256"]
+    assert crop_warnings(resolved("pretrain", *usual).stage.data) == ()
+    assert crop_warnings(resolved("segment").stage.data) == ()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from scalablevit.config.stage_keys import is_read, value_of
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, trial_epochs
+from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, set_values, trial_epochs
 from scalablevit.config.unused_keys import OF_PIXELS, TIMM_WORDS, explain, wrong_unit
 
 PREFIX = "space."
@@ -308,7 +308,7 @@ def _reasons_against(
         "stages": {**plain_recipe["stages"], stage_name: dict(plain_recipe["stages"][stage_name])},
     }
     try:
-        set_value(changed["stages"][stage_name], key.split("."), value, "")
+        set_values(changed["stages"][stage_name], {key: value})
         stage = check(Recipe, changed, {}, "").stages[stage_name]
         if key == "model.name":
             dense = task_info(stage.task.kind).needs_pyramid

@@ -1,4 +1,4 @@
-"""Keys that have no effect next to the stage's other values, and values in a wrong unit: errors where people wrote them.
+"""Keys without effect next to the stage's other values, and values in a wrong unit: errors where a person wrote them.
 
 No schema refuses them, since stored stages, which hold every default, stay readable.
 """
@@ -52,14 +52,11 @@ def wrong_unit(values: Any) -> tuple[str, str] | None:
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, or what is wrong with one of `OF_PIXELS`.
+    """Return what is wrong with a key of `CONDITIONS`, `TIMM_WORDS` or `OF_PIXELS` in a stage, and what to do about it.
 
     Args:
         key: dotted path in the stage.
         stage: plain values of the stage.
-
-    Returns:
-        What is wrong, and what to do about it.
     """
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalablevit.config.commands import command_name
-from scalablevit.config.data import SPLITS, SplitName
+from scalablevit.config.data import SPLITS, DataSection, LabelledImages, SplitName, default_resize
 from scalablevit.config.errors import UserError, UserErrors, in_stage, raise_all
 from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
@@ -36,6 +36,8 @@ UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
 DRY_RUN_S = 10.0
 """Most seconds that a dry run spends on the data of all stages."""
+MIN_CROP = 0.8
+"""Least side of the evaluation's crop, as a share of the image's short side, without a warning; 0.875 is usual."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,19 @@ def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
     """Warn of what does not fit the data or the weights that training starts from."""
     statistics = inspection.statistics
     of_task = () if statistics is None else task_kind(stage.task.kind).data_warnings(stage, statistics)
-    return (*of_task, *normalization_warnings(stage))
+    return (*of_task, *crop_warnings(stage.data), *normalization_warnings(stage))
+
+
+def crop_warnings(data: DataSection) -> tuple[str, ...]:
+    """Return a warning where evaluation sees little of an image, as where `data.image_size` alone was overridden."""
+    if not isinstance(data, LabelledImages) or data.image_size >= MIN_CROP * data.eval_resize:
+        return ()
+    size, usual = data.image_size, default_resize(data.image_size)
+    return (
+        f"evaluation scales images to a short side of {data.eval_resize} (data.eval_resize) and sees the central "
+        f"{size} x {size} pixels (data.image_size), {100 * (size / data.eval_resize) ** 2:.2g} % of a square one; "
+        f"data.eval_resize={usual} would show {100 * (size / usual) ** 2:.2g} %",
+    )
 
 
 def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
@@ -296,7 +310,7 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         unreadable=len(report.unreadable),
         ignored=source.ignored,
         absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
-        notes=(*source.notes, *image_notes(report), *warnings),
+        notes=(*source.notes, *image_notes(report), *warnings, *crop_warnings(stage.data)),
         length=Length.of(stage, len(train or source)),
         sources={"val": source},
     )
