@@ -70,6 +70,36 @@ def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
     assert schedule_warnings(resolved("pretrain", *nine_tenths)) == [], "93 % are enough"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "largest", "at", "key"),
+    [("{kind: cosine, min_lr: 0.01}", "0.00985", 11, "min_lr"),
+     ("{kind: polynomial, min_lr: 0.01}", "0.00904", 11, "min_lr"),
+     ("{kind: constant, warmup_steps: 4, warmup_lr: 0.01}", "0.01", 0, "warmup_lr")],
+)  # fmt: skip
+def test_a_rate_that_rises_above_lr_is_named_with_its_numbers(schedule, largest, at, key):
+    (warning,) = schedule_warnings(resolved("pretrain", f"stages.pretrain.optimizer.schedule={schedule}"))
+    assert warning == (
+        f"the learning rate is largest at step {at} of 12, {largest}, above optimizer.lr (0.001): "
+        f"optimizer.schedule.{key} 0.01 is larger; lower it"
+    )
+    equal = schedule.replace("0.01", "0.001")
+    assert schedule_warnings(resolved("pretrain", f"stages.pretrain.optimizer.schedule={equal}")) == []
+
+
+def test_decays_after_the_end_of_the_training_are_named_with_their_numbers():
+    schedule = "stages.pretrain.optimizer.schedule={kind: multistep, decay_epochs: [1, 2, 30]"
+    (warning,) = schedule_warnings(resolved("pretrain", f"{schedule}}}"))
+    assert warning == (
+        "optimizer.schedule.decay_epochs 2, 30 never come: the training ends after 12 steps (2 epochs); leave them "
+        "out, or train longer"
+    )
+    after = f"{schedule}, warmup_steps: 7, warmup_prefix: true}}"
+    (warning,) = schedule_warnings(resolved("pretrain", after))
+    assert "decay_epochs 1, 2, 30, counted from the end of the warm-up, never come" in warning
+    longer = "stages.pretrain.training={epochs: 31, global_batch_size: 16}"
+    assert schedule_warnings(resolved("pretrain", f"{schedule}}}", longer)) == []
+
+
 def test_a_batch_of_more_images_than_there_are_is_named_with_its_numbers():
     few = replace(resolved("pretrain", "stages.pretrain.training.global_batch_size=128"), train_samples=12)
     (warning,) = schedule_warnings(few)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
-from scalablevit.config.schedule import largest_rate
+from scalablevit.config.schedule import largest_rate, learning_rate
 from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
@@ -155,11 +155,34 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
             f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "
             "steps; set optimizer.schedule.warmup_prefix=true to start the curve after it, or shorten it"
         )
+    warnings += _rise_and_decays(resolved)
     if decay is not None and not training.ema_warmup and 1 / (1 - decay) > length.total:
         warnings.append(
             f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.0f} steps, and the training has "
             f"{length.total}: {100 * decay**length.total:.3g} % of the registered weights are those of the start; set "
             "training.ema_warmup=true, or a smaller ema_decay"
+        )
+    return warnings
+
+
+def _rise_and_decays(resolved: ResolvedStage) -> list[str]:
+    """Return warnings about a learning rate that rises above `optimizer.lr`, and about decays after the training."""
+    optimizer, length = resolved.stage.optimizer, resolved.length
+    schedule, warnings = optimizer.schedule, []
+    largest, step = max((learning_rate(step, optimizer, length), step) for step in (0, length.total - 1))
+    if largest > 1.001 * optimizer.lr:
+        key = "min_lr" if step else "warmup_lr"
+        warnings.append(
+            f"the learning rate is largest at step {step} of {length.total}, {largest:.3g}, above optimizer.lr "
+            f"({optimizer.lr:.4g}): optimizer.schedule.{key} {getattr(schedule, key):g} is larger; lower it"
+        )
+    start = length.warmup if schedule.warmup_prefix else 0
+    pairs = zip(schedule.decay_epochs, length.decay_steps, strict=True)
+    if late := [f"{epochs:g}" for epochs, steps in pairs if start + steps >= length.total]:
+        counted = ", counted from the end of the warm-up," * bool(start)
+        warnings.append(
+            f"optimizer.schedule.decay_epochs {', '.join(late)}{counted} never come: the training ends after {length.total} "
+            f"steps ({length.total / length.steps_per_epoch:.3g} epochs); leave them out, or train longer"
         )
     return warnings
 
