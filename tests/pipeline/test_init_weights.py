@@ -12,7 +12,13 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.models import weights
 from scalablevit.models.backbone import build_classifier
-from scalablevit.pipeline.init_weights import check_init_weights, find_init_weights, normalization_warnings
+from scalablevit.pipeline.init_weights import (
+    InitWeights,
+    check_init_weights,
+    find_init_weights,
+    normalization_warnings,
+    pixels_in,
+)
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 CLASSES = ("cat", "dog", "emu")
@@ -100,3 +106,24 @@ def test_other_means_than_those_of_a_tag_are_a_warning() -> None:
     same = load_recipe(TINY, ["stages.pretrain.model.init=timm:resnet18.a1_in1k"]).stages["pretrain"]
     assert normalization_warnings(same) == ()
     assert normalization_warnings(load_recipe(TINY).stages["pretrain"]) == ()
+
+
+def test_other_means_than_those_of_the_parent_are_a_warning() -> None:
+    """In a chain, and with weights of a registered version."""
+    other = ["stages.segment.data.mean=[0.5,0.5,0.5]"]
+    stages = load_recipe(TINY, other).stages
+    (warning,) = normalization_warnings(stages["segment"], parent=stages["pretrain"])
+    assert warning == (
+        "data.mean is [0.5,0.5,0.5], and stage:pretrain was trained with [0.485,0.456,0.406]: "
+        "data.mean=[0.485,0.456,0.406] gives the weights what they know"
+    )
+    assert normalization_warnings(stages["detect"], parent=stages["pretrain"]) == ()
+    version = load_recipe(TINY, ["stages.pretrain.model.init=models:/a@champion", *other]).stages["pretrain"]
+    stored = {"mean": [0.485, 0.456, 0.406], "std": [0.25, 0.25, 0.25]}
+    registered = InitWeights("a.safetensors", "0" * 64, CLASSES, "a/1", pixels=pixels_in({"data": stored}))
+    (warning,) = normalization_warnings(version, registered)
+    assert warning.startswith(
+        "data.std is [0.229,0.224,0.225], and models:/a@champion was trained with [0.25,0.25,0.25]"
+    )
+    for strange in ({}, {"data": 3}, {"data": {"mean": "a", "std": [1, 2]}}, {"data": {"mean": [None] * 3}}):
+        assert pixels_in(strange) == {}

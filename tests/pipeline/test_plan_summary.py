@@ -91,7 +91,7 @@ def test_decays_after_the_end_of_the_training_are_named_with_their_numbers():
     (warning,) = schedule_warnings(resolved("pretrain", f"{schedule}}}"))
     assert warning == (
         "optimizer.schedule.decay_epochs 2, 30 never come: the training ends after 12 steps (2 epochs); leave them "
-        "out, or train longer"
+        "out or train longer"
     )
     after = f"{schedule}, warmup_steps: 7, warmup_prefix: true}}"
     (warning,) = schedule_warnings(resolved("pretrain", after))

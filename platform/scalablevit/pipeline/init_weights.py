@@ -1,7 +1,7 @@
 """Find and check the weights that `model.init` names, before anything is started."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class InitWeights:
     """Class names of the model that they come from; None: the file does not have them."""
     version: str = ""
     """`<name>/<version>` if they are registered; else empty."""
+    pixels: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`mean` and `std` that they were trained with, where their registered version says so."""
 
     def lineage(self) -> dict[str, str]:
         """Return the tags for the run and the registered version that start from these weights."""
@@ -52,9 +54,8 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     if init.startswith("models:/"):
         registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
         version = f"{registered.name}/{registered.version}"
-        return InitWeights(
-            str(registered.weights), registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"]), version
-        )
+        sha256, classes = registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"])
+        return InitWeights(str(registered.weights), sha256, classes, version, pixels_in(registered.config.get("stage")))
     if init.startswith("timm:"):
         from scalablevit.models.weights import cached_tag_file
 
@@ -106,22 +107,42 @@ def _check_fit(stage: Stage, location: str, classes: tuple[str, ...], keep_head:
     return {"init_weights": "fit"}
 
 
-def normalization_warnings(stage: Stage) -> tuple[str, ...]:
-    """Return warnings where `data.mean` or `data.std` differ from those that a timm tag's weights were trained with."""
-    init = stage.model.init or ""
-    if not init.startswith("timm:"):
-        return ()
-    from timm.models import get_pretrained_cfg
+def pixels_in(sections: object) -> dict[str, Sequence[float]]:
+    """Return `data.mean` and `data.std` of a stored stage, which may be of any origin; only those that are valid."""
+    data = sections.get("data") if isinstance(sections, Mapping) else None
+    values = {name: data.get(name) for name in ("mean", "std")} if isinstance(data, Mapping) else {}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+    }
 
-    trained = get_pretrained_cfg(init.removeprefix("timm:"))
-    if trained is None:
-        return ()
-    pairs = {"mean": (trained.mean, stage.data.mean), "std": (trained.std, stage.data.std)}
+
+def normalization_warnings(
+    stage: Stage, weights: InitWeights | None = None, parent: Stage | None = None
+) -> tuple[str, ...]:
+    """Return warnings where `data.mean` or `data.std` differ from those that the initial weights were trained with.
+
+    Args:
+        stage: the stage.
+        weights: from outside the recipe, that it starts from; those of a file do not say what they were trained with.
+        parent: the stage of the recipe that it starts from.
+    """
+    trained = weights.pixels if weights else {}
+    if parent is not None:
+        trained = {"mean": parent.data.mean, "std": parent.data.std}
+    init = stage.model.init or ""
+    if init.startswith("timm:"):
+        from timm.models import get_pretrained_cfg
+
+        if (config := get_pretrained_cfg(init.removeprefix("timm:"))) is not None:
+            trained = {"mean": config.mean, "std": config.std}
+    own = {"mean": stage.data.mean, "std": stage.data.std}
     return tuple(
-        f"data.{name} is {_format_list(ours)}, and {init} was trained with {_format_list(theirs)}: "
+        f"data.{name} is {_format_list(own[name])}, and {init} was trained with {_format_list(theirs)}: "
         f"data.{name}={_format_list(theirs)} gives the weights what they know"
-        for name, (theirs, ours) in pairs.items()
-        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, ours, strict=True))
+        for name, theirs in trained.items()
+        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, own[name], strict=True))
     )
 
 

@@ -181,8 +181,8 @@ def _rise_and_decays(resolved: ResolvedStage) -> list[str]:
     if late := [f"{epochs:g}" for epochs, steps in pairs if start + steps >= length.total]:
         counted = ", counted from the end of the warm-up," * bool(start)
         warnings.append(
-            f"optimizer.schedule.decay_epochs {', '.join(late)}{counted} never come: the training ends after {length.total} "
-            f"steps ({length.total / length.steps_per_epoch:.3g} epochs); leave them out, or train longer"
+            f"optimizer.schedule.decay_epochs {', '.join(late)}{counted} never come: the training ends after "
+            f"{length.total} steps ({length.total / length.steps_per_epoch:.3g} epochs); leave them out or train longer"
         )
     return warnings
 

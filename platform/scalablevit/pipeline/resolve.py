@@ -224,7 +224,11 @@ def _resolve_stage(
         unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
         ignored=tuple(name for source in sources.values() for name in source.ignored),
         statistics=inspection.statistics,
-        warnings=(*inspection.warnings, *_stage_warnings(stage, inspection)),
+        warnings=(
+            *inspection.warnings,
+            *_stage_warnings(stage, inspection),
+            *normalization_warnings(stage, init_weights, earlier[parents[0]].stage if parents else None),
+        ),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
         length=_compute_length(stage, len(sources["train"])),
@@ -235,10 +239,10 @@ def _resolve_stage(
 
 
 def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
-    """Warn of what does not fit the data or the weights that training starts from."""
+    """Warn of what does not fit the data."""
     statistics = inspection.statistics
     of_task = () if statistics is None else task_kind(stage.task.kind).data_warnings(stage, statistics)
-    return (*of_task, *crop_warnings(stage.data), *normalization_warnings(stage))
+    return (*of_task, *crop_warnings(stage.data))
 
 
 def crop_warnings(data: DataSection) -> tuple[str, ...]:
