@@ -216,7 +216,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
         ("data.image_size: {choice: [64, 5000]}", ["refuses 5000: input should be less than or equal to 4096"]),
         ("training.ema_decay: {choice: [null, 'a']}", ["refuses 'a'", "number"]),
         ("model.name: {choice: [scalablevit_tny]}", ["unknown architecture 'scalablevit_tny'", "scalablevit_tiny"]),
-        ("model.init: {choice: ['stage:other']}", ["which is no earlier stage"]),
+        ("model.init: {choice: ['stage:other']}", ["is not searched: all trials start from the same weights"]),
         ("optimizer.schedule.warmup_epochs: {uniform: [0, 5]}", ["refuses 5.0", "warm-up of 5 epochs is not over"]),
         ("cluster.workers: {choice: [1]}", ["is not searched: it does not change what is trained"]),
         ("tracking.experiment: {choice: [a]}", ["does not change what is trained"]),

@@ -352,6 +352,25 @@ def test_a_parameter_without_effect_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("parameter", "values", "needed"),
+    [
+        ("data.color_jitter: {uniform: [0, 0.4]}", {"data.rand_augment": {}}, "data.rand_augment: null"),
+        ("training.ema_warmup: {choice: [true, false]}", {}, "training.ema_decay"),
+        ("optimizer.schedule.warmup_prefix: {choice: [true, false]}", {}, "a warm-up"),
+    ],
+)
+def test_what_a_file_may_say_without_effect_is_not_searched(
+    parameter: str, values: Values, needed: str, tmp_path: Path
+) -> None:
+    key, _, value = parameter.partition(": ")
+    said = space_refusal(space(tmp_path, "classification", values, parameter))
+    assert f"{key} has no effect with " in said and needed in said
+    load_recipe(write(tmp_path, recipe("classification", {**values, key: yaml.safe_load(value).popitem()[1][1]})))
+    effect = {"data.color_jitter": {}, "training.ema_warmup": {"training.ema_decay": 0.99}}
+    load_search(space(tmp_path, "classification", effect.get(key, {"optimizer.schedule.warmup_epochs": 1}), parameter))
+
+
+@pytest.mark.parametrize(
     "parameters",
     [
         "optimizer.momentum: {uniform: [0.5, 0.95]}\noptimizer.name: {choice: [sgd, adamw]}",
@@ -369,7 +388,11 @@ def test_a_metric_that_one_of_the_heads_lacks_is_refused(tmp_path: Path) -> None
     load_search(space(tmp_path, "detection", {}, "task.head: {choice: [mask_rcnn]}", "val/mask_ap"))
 
 
-@pytest.mark.parametrize("key", ["task.test_time_augmentation", "training.on_checkpoint_failure"])
+@pytest.mark.parametrize(
+    "key",
+    ["task.test_time_augmentation", "training.on_checkpoint_failure", "model.init", "model.grad_checkpointing",
+     "model.channels_last", "training.compile", "training.deterministic", "data.max_pixels"],
+)  # fmt: skip
 def test_keys_that_no_training_reads_are_not_searched(key: str, tmp_path: Path) -> None:
     said = space_refusal(space(tmp_path, "segmentation", {}, f"{key}: {{choice: [null]}}", "val/miou"))
     assert f"{key} is not searched" in said

@@ -17,7 +17,7 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
-from scalablevit.config.stage_keys import is_read, value_of
+from scalablevit.config.stage_keys import SEARCH_CONDITIONS, is_read, value_of
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
@@ -38,6 +38,11 @@ NOT_SEARCHED = {
     "tracking": _NO_EFFECT,
     "promotion": _NO_EFFECT,
     "imports": "all trials run the same code",
+    "model.init": "all trials start from the same weights, those of the recipe's stage",
+    "model.grad_checkpointing": _NO_EFFECT,
+    "model.channels_last": _NO_EFFECT,
+    "training.compile": _NO_EFFECT,
+    "training.deterministic": _NO_EFFECT,
     "training.checkpoint_every": _NO_EFFECT,
     "training.keep": _NO_EFFECT,
     "training.log_every_steps": _NO_EFFECT,
@@ -56,6 +61,7 @@ NOT_SEARCHED = {
     "data.ignore_index": _OTHER_DATA,
     "data.instance_masks": "it decides which objects are learned; set it in the recipe",
     "data.max_bad_fraction": _NO_EFFECT,
+    "data.max_pixels": _OTHER_DATA,
     "data.max_shared_fraction": _NO_EFFECT,
     "data.on_missing_class": _NO_EFFECT,
     "data.reduce_zero_label": _OTHER_DATA,
@@ -272,7 +278,7 @@ def _why_unused(
     def values(other: str) -> list[Any]:
         return distributions[other].corners() if other in distributions else [value_of(plain_stage, other)]
 
-    return None if key not in TIMM_WORDS and is_read(key, values) else explain(key, plain_stage)
+    return None if key not in TIMM_WORDS and is_read(key, values, SEARCH_CONDITIONS) else explain(key, plain_stage)
 
 
 def _check_parameter(

@@ -12,7 +12,15 @@ from scalablevit.config.checking import OVERRIDE, Locations, format_location, sh
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override
-from scalablevit.config.stage_keys import CONDITIONS, NO_KEY, default_of, get_value, is_read_in, value_of
+from scalablevit.config.stage_keys import (
+    CONDITIONS,
+    NO_KEY,
+    SEARCH_CONDITIONS,
+    default_of,
+    get_value,
+    is_read_in,
+    value_of,
+)
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 _NO_WEIGHTS = "write model.init: a file, timm:<tag> or models:/<name>@<alias>"
@@ -52,7 +60,7 @@ def wrong_unit(values: Any) -> tuple[str, str] | None:
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Return what is wrong with a key of `CONDITIONS`, `TIMM_WORDS` or `OF_PIXELS` in a stage, and what to do about it.
+    """Return what is wrong with a key of `SEARCH_CONDITIONS`, `TIMM_WORDS` or `OF_PIXELS` in a stage, and the way out.
 
     Args:
         key: dotted path in the stage.
@@ -62,7 +70,7 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
     if wrong := key in OF_PIXELS and wrong_unit(value_of(stage, key)):
         return wrong
-    condition = CONDITIONS[key]
+    condition = SEARCH_CONDITIONS[key]
     values = {decider: value_of(stage, decider) for decider in condition.keys}
     unfit = [f"{decider}: {_format_value(value)}" for decider, value in values.items() if not condition.fits(value)]
     return f"has no effect with {' and '.join(unfit)}", f"leave it out, or write {condition.needed}"
