@@ -107,6 +107,43 @@ def _check_fit(stage: Stage, location: str, classes: tuple[str, ...], keep_head:
     return {"init_weights": "fit"}
 
 
+def check_parent_fit(
+    stage: Stage, classes: tuple[str, ...], parent: Stage, parent_classes: tuple[str, ...], root: Path
+) -> None:
+    """Refuse a stage whose backbone cannot take the weights of the stage that it starts from, before that one trains.
+
+    It imports torch where their models differ, unless the same check has passed before.
+
+    Args:
+        stage: the stage.
+        classes: of its data.
+        parent: the stage that it starts from.
+        parent_classes: of that one's data.
+        root: the platform's root, where passed checks are cached.
+
+    Raises:
+        UserError: the backbone cannot take the weights.
+    """
+    if (stage.model.name, stage.model.options) != (parent.model.name, parent.model.options):
+        check = partial(_check_parent_fit, stage, classes, parent, parent_classes)
+        cached_facts(stage, classes, root, check, "parent", parent.model_dump_json(), *parent_classes)
+
+
+def _check_parent_fit(stage: Stage, classes: tuple[str, ...], parent: Stage, parent_classes: tuple[str, ...]) -> Facts:
+    import torch
+
+    from scalablevit.models.weights import check_tensors
+    from scalablevit.tasks.registry import build_task
+
+    task = build_task(stage, classes)
+    with torch.device("meta"):
+        backbone = task.backbone(task.build_model())
+        weights = build_task(parent, parent_classes).build_model().state_dict()
+    where = f"model.init ({stage.model.init}: {parent.model.name})"
+    check_tensors(backbone, weights, where, keep_head=classes == parent_classes)
+    return {"init_weights": "fit"}
+
+
 def pixels_in(sections: object) -> dict[str, Sequence[float]]:
     """Return `data.mean` and `data.std` of a stored stage, which may be of any origin; only those that are valid."""
     data = sections.get("data") if isinstance(sections, Mapping) else None

@@ -28,7 +28,13 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split, image_notes, raise_if_fatal
 from scalablevit.inspection.inspect_data import Inspection, inspect_data, inspect_validation
 from scalablevit.inspection.statistics import DataStatistics
-from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
+from scalablevit.pipeline.init_weights import (
+    InitWeights,
+    check_init_weights,
+    check_parent_fit,
+    find_init_weights,
+    normalization_warnings,
+)
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
 
@@ -210,6 +216,8 @@ def _resolve_stage(
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
+    for parent in parents:
+        check_parent_fit(stage, sources["train"].classes, earlier[parent].stage, earlier[parent].classes, root)
     origins = [earlier[parent].hash for parent in parents] + ([init_weights.sha256] if init_weights else [])
     own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
     return ResolvedStage(

@@ -59,7 +59,9 @@ def prepare(
     print_plan(recipe.name, stages, root)
     if search is not None:
         from scalablevit.pipeline.search_summary import format_plan
+        from scalablevit.pipeline.searched_models import check_searched_models
 
+        check_searched_models(search, stages, root)
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
         print("\n" + format_plan(search, samples), flush=True)
     print(flush=True)
