@@ -100,6 +100,29 @@ def test_decays_after_the_end_of_the_training_are_named_with_their_numbers():
     assert schedule_warnings(resolved("pretrain", f"{schedule}}}", longer)) == []
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.ema_decay=0.0002", "training.ema_decay 0.0002 averages over 1 steps, so it is all but the plain "
+         "weights; some tools give 1 - decay, here 0.9998"),
+        ("optimizer={name: sgd, lr: 0.1}", "optimizer.weight_decay 0.05 is strong for sgd, where 1e-4 is usual; 0.05 "
+         "is the default for adamw"),
+        ("training.early_stopping={patience: 2}", "training.early_stopping.patience 2 never ends this training: it has "
+         "2 evaluations, and the first is a gain"),
+        ("training.early_stopping={patience: 1, min_delta: 0.5}", "training.early_stopping.min_delta 0.5 is 50 points "
+         "of val/top1, a fraction: smaller gains count as none; 0.005 is half a point"),
+    ],
+)  # fmt: skip
+def test_a_rule_with_another_meaning_than_is_likely_meant_is_named_with_its_numbers(override, said):
+    assert schedule_warnings(resolved("pretrain", f"stages.pretrain.{override}")) == [said]
+
+
+def test_usual_rules_are_no_warnings():
+    usual = ["training.ema_decay=0.9", "optimizer={name: sgd, lr: 0.1, weight_decay: 1e-4}",
+             "training.early_stopping={patience: 1, min_delta: 0.005}"]  # fmt: skip
+    assert schedule_warnings(resolved("pretrain", *(f"stages.pretrain.{override}" for override in usual))) == []
+
+
 def test_a_batch_of_more_images_than_there_are_is_named_with_its_numbers():
     few = replace(resolved("pretrain", "stages.pretrain.training.global_batch_size=128"), train_samples=12)
     (warning,) = schedule_warnings(few)
@@ -129,6 +152,11 @@ def test_an_evaluation_that_sees_little_of_an_image_is_named_with_its_numbers():
     usual = ["stages.pretrain.data.image_size=224", "stages.pretrain.data.eval_resize=256"]
     assert crop_warnings(resolved("pretrain", *usual).stage.data) == ()
     assert crop_warnings(resolved("segment").stage.data) == ()
+    (warning,) = crop_warnings(resolved("segment", "stages.segment.data.crop_size=256").stage.data)
+    assert warning == (
+        "training crops of 256 x 256 pixels (data.crop_size) are taken from images whose short side has at most 64 "
+        "(data.short_side, data.scale_range): at least 75 % of each is padding; data.crop_size=64 has none"
+    )
 
 
 @pytest.fixture(scope="module")

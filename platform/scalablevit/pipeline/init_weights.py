@@ -155,32 +155,35 @@ def pixels_in(sections: object) -> dict[str, Sequence[float]]:
     }
 
 
-def normalization_warnings(
-    stage: Stage, weights: InitWeights | None = None, parent: Stage | None = None
-) -> tuple[str, ...]:
-    """Return warnings where `data.mean` or `data.std` differ from those that the initial weights were trained with.
+def init_warnings(stage: Stage, weights: InitWeights | None = None, parent: Stage | None = None) -> tuple[str, ...]:
+    """Return warnings where architecture, `data.mean` or `data.std` differ from those that the initial weights know.
 
     Args:
         stage: the stage.
         weights: from outside the recipe, that it starts from; those of a file do not say what they were trained with.
         parent: the stage of the recipe that it starts from.
     """
-    trained = weights.pixels if weights else {}
+    trained, name = weights.pixels if weights else {}, stage.model.name
     if parent is not None:
-        trained = {"mean": parent.data.mean, "std": parent.data.std}
+        trained, name = {"mean": parent.data.mean, "std": parent.data.std}, parent.model.name
     init = stage.model.init or ""
     if init.startswith("timm:"):
         from timm.models import get_pretrained_cfg
 
+        name = init.removeprefix("timm:").partition(".")[0]
         if (config := get_pretrained_cfg(init.removeprefix("timm:"))) is not None:
             trained = {"mean": config.mean, "std": config.std}
     own = {"mean": stage.data.mean, "std": stage.data.std}
-    return tuple(
-        f"data.{name} is {_format_list(own[name])}, and {init} was trained with {_format_list(theirs)}: "
-        f"data.{name}={_format_list(theirs)} gives the weights what they know"
-        for name, theirs in trained.items()
-        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, own[name], strict=True))
+    other_name = (
+        f"model.name is {stage.model.name}, and {init} is of {name}: where tensors have the same names and shapes, the "
+        f"architectures may still compute differently; model.name={name} is what the weights know",
     )
+    return (*(other_name if name != stage.model.name else ()), *(
+        f"data.{key} is {_format_list(own[key])}, and {init} was trained with {_format_list(theirs)}: "
+        f"data.{key}={_format_list(theirs)} gives the weights what they know"
+        for key, theirs in trained.items()
+        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, own[key], strict=True))
+    ))  # fmt: skip
 
 
 def _format_list(values: Sequence[float]) -> str:

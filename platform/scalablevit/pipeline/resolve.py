@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalablevit.config.commands import command_name
-from scalablevit.config.data import SPLITS, DataSection, LabelledImages, SplitName, default_resize
+from scalablevit.config.data import SPLITS, DataSection, LabelledImages, MaskPairs, SplitName, default_resize
 from scalablevit.config.errors import UserError, UserErrors, in_stage, raise_all
 from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
@@ -33,7 +33,7 @@ from scalablevit.pipeline.init_weights import (
     check_init_weights,
     check_parent_fit,
     find_init_weights,
-    normalization_warnings,
+    init_warnings,
 )
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
@@ -235,11 +235,11 @@ def _resolve_stage(
         warnings=(
             *inspection.warnings,
             *_stage_warnings(stage, inspection),
-            *normalization_warnings(stage, init_weights, earlier[parents[0]].stage if parents else None),
+            *init_warnings(stage, init_weights, earlier[parents[0]].stage if parents else None),
         ),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
-        length=_compute_length(stage, len(sources["train"])),
+        length=compute_length(stage, len(sources["train"])),
         parents=parents,
         sources=sources,
         init_weights=init_weights,
@@ -254,7 +254,16 @@ def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
 
 
 def crop_warnings(data: DataSection) -> tuple[str, ...]:
-    """Return a warning where evaluation sees little of an image, as where `data.image_size` alone was overridden."""
+    """Return a warning where crops and sizes do not fit together, as where only one of them was overridden.
+
+    That is: evaluation sees little of an image, or most of a training crop is padding.
+    """
+    if isinstance(data, MaskPairs) and (side := round(data.short_side * data.scale_range[1])) < data.crop_size / 2:
+        return (
+            f"training crops of {data.crop_size} x {data.crop_size} pixels (data.crop_size) are taken from images "
+            f"whose short side has at most {side} (data.short_side, data.scale_range): at least "
+            f"{100 * (1 - side / data.crop_size):.2g} % of each is padding; data.crop_size={side} has none",
+        )
     if not isinstance(data, LabelledImages) or data.image_size >= MIN_CROP * data.eval_resize:
         return ()
     size, usual = data.image_size, default_resize(data.image_size)
@@ -337,7 +346,12 @@ def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
         )
 
 
-def _compute_length(stage: Stage, samples: int) -> Length:
+def compute_length(stage: Stage, samples: int) -> Length:
+    """Return a stage's length for so many training samples.
+
+    Raises:
+        UserError: its warm-up is not shorter than the training.
+    """
     length = Length.of(stage, samples)
     if length.warmup >= length.total:
         raise UserError(
