@@ -12,7 +12,7 @@ from scalablevit.config.recipe import Length
 from scalablevit.config.space_loading import load_search
 from scalablevit.pipeline import searched_models
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.pipeline.searched_models import check_searched_models
+from scalablevit.pipeline.searched_models import check_searched_models, trial_warnings
 
 CLASSES = ("cat", "dog")
 RECIPE = {
@@ -25,9 +25,10 @@ RECIPE = {
 }
 
 
-def checked(root: Path, parameters: dict[str, list[Any]], **sections: Any) -> None:
-    """Check a space over choices, around the recipe with other sections."""
+def checked(root: Path, parameters: dict[str, list[Any]], budget: float | None = None, **sections: Any) -> list[str]:
+    """Check a space over choices, around the recipe with other sections; gives the warnings."""
     space = {"recipe": "r.yaml", "metric": "val/top1", "searcher": "grid", "stage": "pretrain",
+             "budget": {"epochs": budget},
              "parameters": {key: {"choice": values} for key, values in parameters.items()}}  # fmt: skip
     (root / "r.yaml").write_text(json.dumps({**RECIPE, **sections}))
     (root / "space.yaml").write_text(json.dumps(space))
@@ -40,7 +41,9 @@ def checked(root: Path, parameters: dict[str, list[Any]], **sections: Any) -> No
     ]  # fmt: skip
     if len(stages) > 1:
         stages[1] = replace(stages[1], parents=(stages[0].name,))
+    warnings = trial_warnings(search, stages)
     check_searched_models(search, stages, root)
+    return warnings
 
 
 def test_stochastic_depth_of_an_architecture_without_it(tmp_path: Path) -> None:
@@ -74,3 +77,21 @@ def test_an_architecture_that_cannot_start_from_the_parents_weights(tmp_path: Pa
 def test_a_space_of_many_models_is_left_to_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searched_models, "MOST_MODELS", 1)
     checked(tmp_path, {"model.drop_path_rate": [None, 0.1]})
+
+
+def test_a_warm_up_in_steps_that_no_trial_ends_is_refused(tmp_path: Path) -> None:
+    """A trial's epoch has 12 steps; a recipe in steps is not shortened in proportion. Its rate would stay near 0."""
+    training = {"training": {"steps": 120, "global_batch_size": 8}}
+    optimizer = {"optimizer": {"lr": 0.001, "schedule": {"warmup_steps": 20}}}
+    rates: dict[str, list[Any]] = {"optimizer.weight_decay": [0.1, 0.2]}
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, rates, budget=1, **training, **optimizer)
+    assert caught.value.where == "space space: budget.epochs, optimizer.schedule"
+    assert "the warm-up (20 steps) is not shorter than the training (12 steps" in caught.value.what
+    (warning,) = checked(tmp_path, rates, budget=2, **training, **optimizer)
+    assert (
+        warning.startswith("of a trial: the learning rate reaches ") and "first 20 of the curve's 24 steps" in warning
+    )
+    assert checked(tmp_path, rates, **training, **optimizer) == []
+    with pytest.raises(UserError, match=r"no trial can have 20: the warm-up \(20 steps\)"):
+        checked(tmp_path, {"optimizer.schedule.warmup_steps": [2, 20]}, budget=1, **training)

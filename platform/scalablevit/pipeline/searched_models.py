@@ -1,4 +1,4 @@
-"""Check the models of a search's trials before the first one starts."""
+"""Check the lengths and the models of a search's trials before the first one starts."""
 
 import itertools
 import json
@@ -13,13 +13,40 @@ from scalablevit.config.space import Search, Value
 from scalablevit.config.trial import trial_stage
 from scalablevit.pipeline.init_weights import check_init_weights, check_parent_fit
 from scalablevit.pipeline.plan_cache import cached_facts
-from scalablevit.pipeline.plan_summary import model_facts
-from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.pipeline.plan_summary import model_facts, schedule_warnings
+from scalablevit.pipeline.resolve import ResolvedStage, compute_length
 
-OF_MODELS = ("model.", "data.image_size", "data.crop_size", "training.global_batch_size", "training.accumulation_steps")
-"""How parameters begin that decide whether a model can be built and run."""
+CHECKED = (
+    "model.", "data.image_size", "data.crop_size", "training.global_batch_size", "training.accumulation_steps",
+    "optimizer.schedule.warmup_steps",
+)  # fmt: skip
+"""How parameters begin that decide whether a model can be built and run, or how long a warm-up is."""
 MOST_MODELS = 32
 """Most combinations of values that are tried; a space with more is not checked, since each takes up to seconds."""
+
+
+def trial_warnings(search: Search, stages: Sequence[ResolvedStage]) -> list[str]:
+    """Return what the plan warns of in a trial, and not in the searched stage, which may be longer.
+
+    Args:
+        search: the space with its base recipe.
+        stages: the searched stage among others.
+
+    Raises:
+        UserError: the warm-up is not shorter than a trial.
+    """
+    searched = next(stage for stage in stages if stage.name == search.stage)
+    stage = trial_stage(search, {})
+    try:
+        length = compute_length(stage, searched.train_samples)
+    except UserError as error:
+        raise UserError(error.what, where=f"space {search.name}: budget.epochs, {error.where}", fix=error.fix) from None
+    known = schedule_warnings(searched)
+    return [
+        f"of a trial: {warning}"
+        for warning in schedule_warnings(replace(searched, stage=stage, length=length))
+        if warning not in known
+    ]
 
 
 def check_searched_models(search: Search, stages: Sequence[ResolvedStage], root: Path) -> None:
@@ -35,9 +62,7 @@ def check_searched_models(search: Search, stages: Sequence[ResolvedStage], root:
         UserErrors: there are several.
     """
     choices = {
-        key: distribution.corners()
-        for key, distribution in search.space.parameters.items()
-        if key.startswith(OF_MODELS)
+        key: distribution.corners() for key, distribution in search.space.parameters.items() if key.startswith(CHECKED)
     }
     if not choices or math.prod(map(len, choices.values())) > MOST_MODELS:
         return
@@ -64,6 +89,7 @@ def _failure(
     """Return why a trial with some values cannot train; None: it can."""
     try:
         stage = trial_stage(search, values)
+        compute_length(stage, searched.train_samples)
         trial = replace(searched, stage=stage)
         cached_facts(stage, searched.classes, root, partial(model_facts, trial))
         if searched.init_weights is not None:
