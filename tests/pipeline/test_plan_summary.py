@@ -12,7 +12,7 @@ from scalablevit.config.recipe import Length
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.pipeline import plan_summary
 from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, shared_facts, starts_from
-from scalablevit.pipeline.resolve import ResolvedStage, crop_warnings, resolve
+from scalablevit.pipeline.resolve import ResolvedStage, resolve, size_warnings
 from scalablevit.pipeline.resolved_recipe import resolved_text, write_resolved
 
 SOON = [f"stages.{name}.optimizer.schedule.warmup_steps=1" for name in ("segment", "detect")]
@@ -143,19 +143,30 @@ def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers()
 
 
 def test_an_evaluation_that_sees_little_of_an_image_is_named_with_its_numbers():
-    (warning,) = crop_warnings(resolved("pretrain", "stages.pretrain.data.eval_resize=256").stage.data)
+    (warning,) = size_warnings(resolved("pretrain", "stages.pretrain.data.eval_resize=256").stage.data)
     assert warning == (
         "evaluation scales images to a short side of 256 (data.eval_resize) and sees the central 32 x 32 pixels "
         "(data.image_size), 1.6 % of a square one; data.eval_resize=37 would show 75 %"
     )
-    assert crop_warnings(resolved("pretrain").stage.data) == ()
+    assert size_warnings(resolved("pretrain").stage.data) == ()
     usual = ["stages.pretrain.data.image_size=224", "stages.pretrain.data.eval_resize=256"]
-    assert crop_warnings(resolved("pretrain", *usual).stage.data) == ()
-    assert crop_warnings(resolved("segment").stage.data) == ()
-    (warning,) = crop_warnings(resolved("segment", "stages.segment.data.crop_size=256").stage.data)
+    assert size_warnings(resolved("pretrain", *usual).stage.data) == ()
+    assert size_warnings(resolved("segment").stage.data) == ()
+    (warning,) = size_warnings(resolved("segment", "stages.segment.data.crop_size=256").stage.data)
     assert warning == (
         "training crops of 256 x 256 pixels (data.crop_size) are taken from images whose short side has at most 64 "
         "(data.short_side, data.scale_range): at least 75 % of each is padding; data.crop_size=64 has none"
+    )
+
+
+def test_an_evaluation_at_other_sizes_than_the_trainings_is_named_with_both():
+    assert size_warnings(resolved("detect").stage.data) == ()
+    for override in ("short_side=32", "train_short_sides=[16,40]"):
+        (warning,) = size_warnings(resolved("detect", f"stages.detect.data.{override}").stage.data)
+        assert warning.startswith("training scales short sides to ") and "evaluation to " in warning
+    assert (
+        "to 48..64 pixels (data.train_short_sides), evaluation to 32 (data.short_side)"
+        in size_warnings(resolved("detect", "stages.detect.data.short_side=32").stage.data)[0]
     )
 
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalablevit.config.commands import command_name
-from scalablevit.config.data import SPLITS, DataSection, LabelledImages, MaskPairs, SplitName, default_resize
+from scalablevit.config.data import (
+    SPLITS,
+    CocoInstances,
+    DataSection,
+    LabelledImages,
+    MaskPairs,
+    SplitName,
+    default_resize,
+)
 from scalablevit.config.errors import UserError, UserErrors, in_stage, raise_all
 from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
@@ -44,6 +52,8 @@ DRY_RUN_S = 10.0
 """Most seconds that a dry run spends on the data of all stages."""
 MIN_CROP = 0.8
 """Least side of the evaluation's crop, as a share of the image's short side, without a warning; 0.875 is usual."""
+MIN_FILLED = 0.75
+"""Least short side of an image, as a share of a crop's side or of another short side, without a warning."""
 
 
 @dataclass(frozen=True)
@@ -250,20 +260,27 @@ def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
     """Warn of what does not fit the data."""
     statistics = inspection.statistics
     of_task = () if statistics is None else task_kind(stage.task.kind).data_warnings(stage, statistics)
-    return (*of_task, *crop_warnings(stage.data))
+    return (*of_task, *size_warnings(stage.data))
 
 
-def crop_warnings(data: DataSection) -> tuple[str, ...]:
+def size_warnings(data: DataSection) -> tuple[str, ...]:
     """Return a warning where crops and sizes do not fit together, as where only one of them was overridden.
 
-    That is: evaluation sees little of an image, or most of a training crop is padding.
+    That is: evaluation sees little of an image, or other sizes than training, or much of a training crop is padding.
     """
-    if isinstance(data, MaskPairs) and (side := round(data.short_side * data.scale_range[1])) < data.crop_size / 2:
-        return (
+    if isinstance(data, MaskPairs):
+        side = round(data.short_side * data.scale_range[1])
+        return () if side >= MIN_FILLED * data.crop_size else (
             f"training crops of {data.crop_size} x {data.crop_size} pixels (data.crop_size) are taken from images "
             f"whose short side has at most {side} (data.short_side, data.scale_range): at least "
             f"{100 * (1 - side / data.crop_size):.2g} % of each is padding; data.crop_size={side} has none",
-        )
+        )  # fmt: skip
+    if isinstance(data, CocoInstances):
+        low, high = data.train_short_sides or (data.short_side, data.short_side)
+        return () if MIN_FILLED * low <= data.short_side <= high / MIN_FILLED else (
+            f"training scales short sides to {low}..{high} pixels (data.train_short_sides), evaluation to "
+            f"{data.short_side} (data.short_side), where objects have other sizes than those that were learned",
+        )  # fmt: skip
     if not isinstance(data, LabelledImages) or data.image_size >= MIN_CROP * data.eval_resize:
         return ()
     size, usual = data.image_size, default_resize(data.image_size)
@@ -331,7 +348,12 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         unreadable=len(report.unreadable),
         ignored=source.ignored,
         absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
-        notes=(*source.notes, *image_notes(report), *warnings, *crop_warnings(stage.data)),
+        notes=(
+            *source.notes,
+            *image_notes(report),
+            *warnings,
+            *(() if isinstance(stage.data, MaskPairs) else size_warnings(stage.data)),
+        ),
         length=Length.of(stage, len(train or source)),
         sources={"val": source},
     )
