@@ -207,5 +207,8 @@ def test_a_value_in_place_of_a_section(recipe: Path, override: str, hint: str) -
 
 def test_misspelled_keys_are_answered_as_before(recipe: Path) -> None:
     said = refusal(recipe, "optimizer.lrr=1")
-    assert "unknown key 'lrr'; did you mean 'lr'?" in said and "known here: name, lr" in said
+    assert "unknown key 'lrr'; did you mean 'lr'?" in said and said.endswith("fix: write optimizer.lr")
+    said = refusal(recipe, "training.batchsize=8")
+    assert said.endswith("did you mean 'global_batch_size'?\n  fix: write training.global_batch_size"), said
+    assert "fix: known here: name, lr, betas" in refusal(recipe, "optimizer.qqqqq=1")
     assert "no section 'optimiser'; did you mean 'optimizer'?" in refusal(recipe, "optimiser.nmae=1")

@@ -204,7 +204,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
 @pytest.mark.parametrize(
     ("parameter", "said"),
     [
-        ("optimizer.lrr: {uniform: [0, 1]}", ["unknown key 'lrr'; did you mean 'lr'", "known here: name, lr"]),
+        ("optimizer.lrr: {uniform: [0, 1]}", ["unknown key 'lrr'; did you mean 'lr'", "fix: write optimizer.lr"]),
         ("optimiser.lr: {uniform: [0, 1]}", ["unknown key 'optimiser'; did you mean 'optimizer'"]),
         ("optimizer.lr.low: {uniform: [0, 1]}", ["optimizer.lr is no section but 0.001"]),
         ("'': {uniform: [0, 1]}", ["unknown key ''"]),
@@ -213,10 +213,10 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(
         ("optimizer.eps: {uniform: [0, 1]}", ["the recipe refuses 0.0", "greater than 0"]),
         ("task.label_smoothing: {choice: [0.1, 1, 0.2, 3]}", ["refuses 1: ", "got 1", "refuses 3: "]),
         ("data.image_size: {uniform: [32, 64]}", ["refuses 32.0", "integer", "choice: [...]", "whole numbers"]),
-        ("data.image_size: {choice: [64, 300]}", ["refuses 300: data: eval_resize (256) must be at least"]),
+        ("data.image_size: {choice: [64, 5000]}", ["refuses 5000: input should be less than or equal to 4096"]),
         ("training.ema_decay: {choice: [null, 'a']}", ["refuses 'a'", "number"]),
         ("model.name: {choice: [scalablevit_tny]}", ["unknown architecture 'scalablevit_tny'", "scalablevit_tiny"]),
-        ("model.init: {choice: ['stage:other']}", ["which is no earlier stage"]),
+        ("model.init: {choice: ['stage:other']}", ["is not searched: all trials start from the same weights"]),
         ("optimizer.schedule.warmup_epochs: {uniform: [0, 5]}", ["refuses 5.0", "warm-up of 5 epochs is not over"]),
         ("cluster.workers: {choice: [1]}", ["is not searched: it does not change what is trained"]),
         ("tracking.experiment: {choice: [a]}", ["does not change what is trained"]),
@@ -491,6 +491,23 @@ def test_a_budget_in_epochs_replaces_a_length_in_steps(write: Write) -> None:
     )
     assert trial_epochs(search.space, search.recipe.stages["segment"]) is None
     assert trial_stage(search, {}).training.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("", {48: 55, 224: 256, 300: 343}), (", eval_resize: 256", {48: 55, 224: 256, 300: 343}),
+     (", image_size: 64, eval_resize: 64", {48: 48, 300: 300}), (", eval_resize: 448", {48: 96, 4096: 4096})],
+)  # fmt: skip
+def test_the_size_before_the_crop_follows_a_searched_image_size(
+    write: Write, written: str, expected: dict[int, int]
+) -> None:
+    """By default 8/7 of it; another one keeps its ratio."""
+    recipe = BASE.replace("val: {images: val}", "val: {images: val}" + written.replace(", ", "\n  "))
+    search = load_search(write(with_parameter(f"data.image_size: {{choice: {list(expected)}}}"), recipe))
+    for size, resized in expected.items():
+        values = {"data.image_size": size}
+        for stage in (trial_stage(search, values), with_values(search.recipe, "pretrain", values).stages["pretrain"]):
+            assert (stage.data.image_size, stage.data.eval_resize) == (size, resized)  # type: ignore[union-attr]
 
 
 def test_values_that_do_not_fit_together_are_named(write: Write) -> None:

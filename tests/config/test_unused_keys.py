@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scalablevit.config.errors import UserError
+from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.config.hints import schema_keys
 from scalablevit.config.loading import load_recipe, override_stage
 from scalablevit.config.overrides import Scope
@@ -285,6 +285,37 @@ def test_timm_s_own_words_name_the_key_to_use(option: str, instead: str, tmp_pat
     assert instead in refusal(path, f"model.options={{{option}}}")
 
 
+# --- means and standard deviations in 0..255 ---
+
+
+def test_means_and_deviations_of_0_to_255_are_refused_with_those_of_0_to_1(tmp_path: Path) -> None:
+    of_bytes = {"data.mean": [123.675, 116.28, 103.53], "data.std": [58.395, 57.12, 57.375]}
+    path = write(tmp_path, recipe("classification", of_bytes))
+    with pytest.raises(UserErrors) as caught:
+        load_recipe(path)
+    mean, std = caught.value.errors
+    assert mean.where == f"{path}:9: data.mean" and "[123.675, 116.28, 103.53]" in mean.what
+    assert (mean.fix, std.fix) == ("write [0.485, 0.456, 0.406]", "write [0.229, 0.224, 0.225]")
+    path = write(tmp_path, recipe("segmentation", {}))
+    assert "fix: write [0.5, 0.5, 0.5]" in refusal(path, "data.mean=[127.5, 127.5, 127.5]")
+    load_recipe(path, ["data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"])
+    load_recipe(path, ["data.mean=[1, 1, 1]"])
+    assert "greater than 0" in refusal(path, "data.std=[0, a, 1]") and "255" not in refusal(path, "data.mean=abc")
+
+
+def test_what_was_stored_with_such_means_is_still_read(tmp_path: Path) -> None:
+    (stage,) = load_recipe(write(tmp_path, recipe("classification", {}))).stages.values()
+    plain = stage.model_dump(mode="json")
+    plain["data"]["mean"] = [123.675, 116.28, 103.53]
+    assert stored_stage({"version": 2, **plain}).data.mean[0] == 123.675
+    assert override_stage("evaluate", plain, ["data.root=elsewhere"], "kept")
+
+
+def test_a_search_over_means_of_0_to_255_is_refused(tmp_path: Path) -> None:
+    said = space_refusal(space(tmp_path, "classification", {}, "data.mean: {choice: [[0.5, 0.5, 0.5], [127.5, 0, 0]]}"))
+    assert "data.mean: the recipe refuses [127.5, 0, 0]: is in 0..255" in said and "write [0.5, 0, 0]" in said
+
+
 # --- search spaces ---
 
 
@@ -321,6 +352,25 @@ def test_a_parameter_without_effect_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("parameter", "values", "needed"),
+    [
+        ("data.color_jitter: {uniform: [0, 0.4]}", {"data.rand_augment": {}}, "data.rand_augment: null"),
+        ("training.ema_warmup: {choice: [true, false]}", {}, "training.ema_decay"),
+        ("optimizer.schedule.warmup_prefix: {choice: [true, false]}", {}, "a warm-up"),
+    ],
+)
+def test_what_a_file_may_say_without_effect_is_not_searched(
+    parameter: str, values: Values, needed: str, tmp_path: Path
+) -> None:
+    key, _, value = parameter.partition(": ")
+    said = space_refusal(space(tmp_path, "classification", values, parameter))
+    assert f"{key} has no effect with " in said and needed in said
+    load_recipe(write(tmp_path, recipe("classification", {**values, key: yaml.safe_load(value).popitem()[1][1]})))
+    effect = {"data.color_jitter": {}, "training.ema_warmup": {"training.ema_decay": 0.99}}
+    load_search(space(tmp_path, "classification", effect.get(key, {"optimizer.schedule.warmup_epochs": 1}), parameter))
+
+
+@pytest.mark.parametrize(
     "parameters",
     [
         "optimizer.momentum: {uniform: [0.5, 0.95]}\noptimizer.name: {choice: [sgd, adamw]}",
@@ -338,7 +388,11 @@ def test_a_metric_that_one_of_the_heads_lacks_is_refused(tmp_path: Path) -> None
     load_search(space(tmp_path, "detection", {}, "task.head: {choice: [mask_rcnn]}", "val/mask_ap"))
 
 
-@pytest.mark.parametrize("key", ["task.test_time_augmentation", "training.on_checkpoint_failure"])
+@pytest.mark.parametrize(
+    "key",
+    ["task.test_time_augmentation", "training.on_checkpoint_failure", "model.init", "model.grad_checkpointing",
+     "model.channels_last", "training.compile", "training.deterministic", "data.max_pixels"],
+)  # fmt: skip
 def test_keys_that_no_training_reads_are_not_searched(key: str, tmp_path: Path) -> None:
     said = space_refusal(space(tmp_path, "segmentation", {}, f"{key}: {{choice: [null]}}", "val/miou"))
     assert f"{key} is not searched" in said

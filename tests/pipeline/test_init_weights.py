@@ -12,7 +12,13 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.models import weights
 from scalablevit.models.backbone import build_classifier
-from scalablevit.pipeline.init_weights import check_init_weights, find_init_weights, normalization_warnings
+from scalablevit.pipeline.init_weights import (
+    InitWeights,
+    check_init_weights,
+    find_init_weights,
+    init_warnings,
+    pixels_in,
+)
 
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 CLASSES = ("cat", "dog", "emu")
@@ -87,16 +93,51 @@ def test_weights_that_have_passed_are_fitted_again_only_where_something_is_new(
 
 
 def test_other_means_than_those_of_a_tag_are_a_warning() -> None:
-    init = "stages.pretrain.model.init=timm:vit_small_patch16_224.augreg_in1k"
+    init = "stages.pretrain.model={init: timm:vit_small_patch16_224.augreg_in1k, name: vit_small_patch16_224}"
     stage = load_recipe(TINY, [init]).stages["pretrain"]
-    mean, std = normalization_warnings(stage)
+    mean, std = init_warnings(stage)
     assert mean == (
         "data.mean is [0.485,0.456,0.406], and timm:vit_small_patch16_224.augreg_in1k was trained with [0.5,0.5,0.5]: "
         "data.mean=[0.5,0.5,0.5] gives the weights what they know"
     )
     assert std.startswith("data.std is [0.229,0.224,0.225], and ")
     fixed = load_recipe(TINY, [init, "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]).stages["pretrain"]
-    assert normalization_warnings(fixed) == ()
-    same = load_recipe(TINY, ["stages.pretrain.model.init=timm:resnet18.a1_in1k"]).stages["pretrain"]
-    assert normalization_warnings(same) == ()
-    assert normalization_warnings(load_recipe(TINY).stages["pretrain"]) == ()
+    assert init_warnings(fixed) == ()
+    same = load_recipe(TINY, ["stages.pretrain.model={init: timm:resnet18.a1_in1k, name: resnet18}"]).stages["pretrain"]
+    assert init_warnings(same) == ()
+    assert init_warnings(load_recipe(TINY).stages["pretrain"]) == ()
+
+
+def test_other_means_than_those_of_the_parent_are_a_warning() -> None:
+    """In a chain, and with weights of a registered version."""
+    other = ["stages.segment.data.mean=[0.5,0.5,0.5]"]
+    stages = load_recipe(TINY, other).stages
+    (warning,) = init_warnings(stages["segment"], parent=stages["pretrain"])
+    assert warning == (
+        "data.mean is [0.5,0.5,0.5], and stage:pretrain was trained with [0.485,0.456,0.406]: "
+        "data.mean=[0.485,0.456,0.406] gives the weights what they know"
+    )
+    assert init_warnings(stages["detect"], parent=stages["pretrain"]) == ()
+    version = load_recipe(TINY, ["stages.pretrain.model.init=models:/a@champion", *other]).stages["pretrain"]
+    stored = {"mean": [0.485, 0.456, 0.406], "std": [0.25, 0.25, 0.25]}
+    registered = InitWeights("a.safetensors", "0" * 64, CLASSES, "a/1", pixels=pixels_in({"data": stored}))
+    (warning,) = init_warnings(version, registered)
+    assert warning.startswith(
+        "data.std is [0.229,0.224,0.225], and models:/a@champion was trained with [0.25,0.25,0.25]"
+    )
+    for strange in ({}, {"data": 3}, {"data": {"mean": "a", "std": [1, 2]}}, {"data": {"mean": [None] * 3}}):
+        assert pixels_in(strange) == {}
+
+
+def test_weights_of_an_architecture_of_the_same_shapes_are_a_warning() -> None:
+    """Those of the `tf_` variant pad as TensorFlow does; they load, and give other features."""
+    model = "stages.pretrain.model={init: timm:tf_efficientnet_b0.in1k, name: efficientnet_b0}"
+    (warning,) = init_warnings(load_recipe(TINY, [model]).stages["pretrain"])
+    assert warning == (
+        "model.name is efficientnet_b0, and timm:tf_efficientnet_b0.in1k is of tf_efficientnet_b0: where tensors have "
+        "the same names and shapes, the architectures may still compute differently; model.name=tf_efficientnet_b0 is "
+        "what the weights know"
+    )
+    stages = load_recipe(TINY, ["stages.segment.model.name=scalablevit_small"]).stages
+    (warning,) = init_warnings(stages["segment"], parent=stages["pretrain"])
+    assert "model.name is scalablevit_small, and stage:pretrain is of scalablevit_tiny" in warning

@@ -12,7 +12,7 @@ from scalablevit.config.recipe import Length
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.pipeline import plan_summary
 from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, shared_facts, starts_from
-from scalablevit.pipeline.resolve import ResolvedStage, resolve
+from scalablevit.pipeline.resolve import ResolvedStage, resolve, size_warnings
 from scalablevit.pipeline.resolved_recipe import resolved_text, write_resolved
 
 SOON = [f"stages.{name}.optimizer.schedule.warmup_steps=1" for name in ("segment", "detect")]
@@ -70,6 +70,59 @@ def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):
     assert schedule_warnings(resolved("pretrain", *nine_tenths)) == [], "93 % are enough"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "largest", "at", "key"),
+    [("{kind: cosine, min_lr: 0.01}", "0.00985", 11, "min_lr"),
+     ("{kind: polynomial, min_lr: 0.01}", "0.00904", 11, "min_lr"),
+     ("{kind: constant, warmup_steps: 4, warmup_lr: 0.01}", "0.01", 0, "warmup_lr")],
+)  # fmt: skip
+def test_a_rate_that_rises_above_lr_is_named_with_its_numbers(schedule, largest, at, key):
+    (warning,) = schedule_warnings(resolved("pretrain", f"stages.pretrain.optimizer.schedule={schedule}"))
+    assert warning == (
+        f"the learning rate is largest at step {at} of 12, {largest}, above optimizer.lr (0.001): "
+        f"optimizer.schedule.{key} 0.01 is larger; lower it"
+    )
+    equal = schedule.replace("0.01", "0.001")
+    assert schedule_warnings(resolved("pretrain", f"stages.pretrain.optimizer.schedule={equal}")) == []
+
+
+def test_decays_after_the_end_of_the_training_are_named_with_their_numbers():
+    schedule = "stages.pretrain.optimizer.schedule={kind: multistep, decay_epochs: [1, 2, 30]"
+    (warning,) = schedule_warnings(resolved("pretrain", f"{schedule}}}"))
+    assert warning == (
+        "optimizer.schedule.decay_epochs 2, 30 never come: the training ends after 12 steps (2 epochs); leave them "
+        "out or train longer"
+    )
+    after = f"{schedule}, warmup_steps: 7, warmup_prefix: true}}"
+    (warning,) = schedule_warnings(resolved("pretrain", after))
+    assert "decay_epochs 1, 2, 30, counted from the end of the warm-up, never come" in warning
+    longer = "stages.pretrain.training={epochs: 31, global_batch_size: 16}"
+    assert schedule_warnings(resolved("pretrain", f"{schedule}}}", longer)) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.ema_decay=0.0002", "training.ema_decay 0.0002 averages over 1 steps, so it is all but the plain "
+         "weights; some tools give 1 - decay, here 0.9998"),
+        ("optimizer={name: sgd, lr: 0.1}", "optimizer.weight_decay 0.05 is strong for sgd, where 1e-4 is usual; 0.05 "
+         "is the default for adamw"),
+        ("training.early_stopping={patience: 2}", "training.early_stopping.patience 2 never ends this training: it has "
+         "2 evaluations, and the first is a gain"),
+        ("training.early_stopping={patience: 1, min_delta: 0.5}", "training.early_stopping.min_delta 0.5 is 50 points "
+         "of val/top1, a fraction: smaller gains count as none; 0.005 is half a point"),
+    ],
+)  # fmt: skip
+def test_a_rule_with_another_meaning_than_is_likely_meant_is_named_with_its_numbers(override, said):
+    assert schedule_warnings(resolved("pretrain", f"stages.pretrain.{override}")) == [said]
+
+
+def test_usual_rules_are_no_warnings():
+    usual = ["training.ema_decay=0.9", "optimizer={name: sgd, lr: 0.1, weight_decay: 1e-4}",
+             "training.early_stopping={patience: 1, min_delta: 0.005}"]  # fmt: skip
+    assert schedule_warnings(resolved("pretrain", *(f"stages.pretrain.{override}" for override in usual))) == []
+
+
 def test_a_batch_of_more_images_than_there_are_is_named_with_its_numbers():
     few = replace(resolved("pretrain", "stages.pretrain.training.global_batch_size=128"), train_samples=12)
     (warning,) = schedule_warnings(few)
@@ -87,6 +140,34 @@ def test_an_average_that_is_longer_than_the_training_is_named_with_its_numbers()
     assert schedule_warnings(resolved("pretrain", *long)) == [], "warmed up, it is as long as the training allows"
     short = [*long, "stages.pretrain.training.ema_warmup=false", "stages.pretrain.training.ema_decay=0.98"]
     assert schedule_warnings(resolved("pretrain", *short)) == [], "50 steps of 60"
+
+
+def test_an_evaluation_that_sees_little_of_an_image_is_named_with_its_numbers():
+    (warning,) = size_warnings(resolved("pretrain", "stages.pretrain.data.eval_resize=256").stage.data)
+    assert warning == (
+        "evaluation scales images to a short side of 256 (data.eval_resize) and sees the central 32 x 32 pixels "
+        "(data.image_size), 1.6 % of a square one; data.eval_resize=37 would show 75 %"
+    )
+    assert size_warnings(resolved("pretrain").stage.data) == ()
+    usual = ["stages.pretrain.data.image_size=224", "stages.pretrain.data.eval_resize=256"]
+    assert size_warnings(resolved("pretrain", *usual).stage.data) == ()
+    assert size_warnings(resolved("segment").stage.data) == ()
+    (warning,) = size_warnings(resolved("segment", "stages.segment.data.crop_size=256").stage.data)
+    assert warning == (
+        "training crops of 256 x 256 pixels (data.crop_size) are taken from images whose short side has at most 64 "
+        "(data.short_side, data.scale_range): at least 75 % of each is padding; data.crop_size=64 has none"
+    )
+
+
+def test_an_evaluation_at_other_sizes_than_the_trainings_is_named_with_both():
+    assert size_warnings(resolved("detect").stage.data) == ()
+    for override in ("short_side=32", "train_short_sides=[16,40]"):
+        (warning,) = size_warnings(resolved("detect", f"stages.detect.data.{override}").stage.data)
+        assert warning.startswith("training scales short sides to ") and "evaluation to " in warning
+    assert (
+        "to 48..64 pixels (data.train_short_sides), evaluation to 32 (data.short_side)"
+        in size_warnings(resolved("detect", "stages.detect.data.short_side=32").stage.data)[0]
+    )
 
 
 @pytest.fixture(scope="module")

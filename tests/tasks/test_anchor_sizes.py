@@ -83,5 +83,12 @@ def test_the_shapes_median_is_counted(statistics: DataStatistics) -> None:
     assert warnings(statistics, 8) == ()
 
 
+def test_a_threshold_that_drops_what_the_metric_counts_is_named(statistics: DataStatistics) -> None:
+    stage = detect(8)
+    high = stage.model_copy(update={"task": stage.task.model_copy(update={"score_threshold": 0.5})})
+    (warning,) = task_kind("detection").data_warnings(high, statistics)
+    assert warning.startswith("task.score_threshold 0.5 drops detections that COCO's average precision counts, too")
+
+
 def test_other_tasks_do_not_warn(statistics: DataStatistics) -> None:
     assert task_kind("classification").data_warnings(load_recipe(TINY).stages["pretrain"], statistics) == ()

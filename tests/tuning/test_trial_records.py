@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.space import Search
 from scalablevit.config.trial import trial_stage
 from scalablevit.pipeline import search as pipeline_search
@@ -73,6 +74,56 @@ def test_a_trial_that_was_starting_when_the_wall_time_was_up_is_unfinished(
     assert trial.status == "unfinished"
     ends = [line.record.status for line in read_lines(outbox.folder) if isinstance(line.record, EndRecord)]
     assert ends == ["KILLED"]
+
+
+REFUSED = "scalablevit.tuning.trial.TrialRefused: data.val: cannot read b.png fix: restore the file\n"
+
+
+@pytest.mark.parametrize(
+    ("errors", "curve", "stopped"),
+    [
+        ([REFUSED] * 3, {}, True),
+        ([REFUSED] * 2, {}, False),
+        ([REFUSED, REFUSED.replace("b.png", "c.png"), REFUSED], {}, False),
+        ([REFUSED] * 3, {4: 0.5}, False),
+        (["scalablevit.tuning.trial.TrialFailed: not finite\n"] * 3, {}, False),
+        (["scalablevit.tuning.trial.TrialDisturbed: OSError: disk full\n"] * 3, {}, False),
+        (["ray.exceptions.ActorDiedError: gone\n"] * 3, {}, False),
+    ],
+)
+def test_a_search_whose_first_trials_end_by_one_mistake_stops_and_says_it(
+    make_search: Callable[..., Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    errors: list[str], curve: dict[int, float], stopped: bool,
+) -> None:  # fmt: skip
+    context = TrialContext(make_search(), str(tmp_path), "root", 64, None, "", True)
+    values = {"optimizer.lr": 0.002, "model.drop_path_rate": 0.1}
+    trials = [
+        *(Trial(number, values) for number in range(len(errors))),
+        Trial(len(errors), values, "finished", curve=curve),
+    ]
+    callback = SearchCallback(context, trials, Outbox(tmp_path / "outbox"), "1" * 32, "e")
+
+    class Failing:
+        def __init__(self, *arguments: object, **options: Any) -> None:
+            self.stopper = options["run_config"].stop
+
+        def fit(self) -> None:
+            for number, error in enumerate(errors):
+                assert not self.stopper.stop_all() and not self.stopper("a", {})
+                (tmp_path / "error.txt").write_text(f"Traceback\n{error}")
+                config = {"trial": {"number": number}}
+                tunes: Any = SimpleNamespace(trial_id=str(number), config=config, error_file=tmp_path / "error.txt")
+                callback.on_trial_error(1, [tunes], tunes)
+            assert self.stopper.stop_all() == stopped
+
+    monkeypatch.setattr(tuning_search.tune, "Tuner", Failing)
+    if not stopped:
+        run_trials(callback, context, concurrency=1, remaining_s=None)
+        return
+    with pytest.raises(UserError) as caught:
+        run_trials(callback, context, concurrency=1, remaining_s=None)
+    assert caught.value.what.startswith("3 trials ended by the same error, and none came to an evaluation, so")
+    assert caught.value.what.endswith("data.val: cannot read b.png fix: restore the file") and caught.value.fix
 
 
 def save(context: TrialContext, trials: list[Trial], best: Trial, folder: Path) -> dict[str, str]:

@@ -112,6 +112,32 @@ def test_a_source_whose_section_is_none_is_refused(place):
     assert before == SOURCES
 
 
+@pytest.mark.parametrize(
+    ("base", "field", "reason"),
+    [
+        ("LabelledImages", "transforms: str = ''", "transforms .str in place of tuple"),
+        ("LabelledImages", "mean: float = 0.5", "mean .float in place of tuple"),
+        ("ImageFolder", "image_size: tuple[int, int] = (32, 64)", "image_size .tuple"),
+        ("CocoInstances", "transforms: tuple[str, ...] = ()", "transforms, which CocoInstances does not apply"),
+    ],
+)
+def test_a_section_that_gives_a_key_of_ours_another_type_is_refused(place, base, field, reason):
+    """Else it would be found by the workers."""
+    text = SOURCE.replace("LabelledImages", base).replace('owner: str = "me"', field)
+    write_package(place, "mine", init=text)
+    with pytest.raises(UserError, match=f"Photos redeclares {reason}") as caught:
+        import_user_code(["mine"])
+    assert "register_source Photos" in caught.value.where and "another name" in caught.value.fix
+
+
+def test_a_section_may_have_other_defaults_and_bounds(place):
+    field = "image_size: Annotated[int, Field(ge=8, le=64)] = 32\n    antialias: Literal[True] = True"
+    head = "from typing import Annotated\nfrom pydantic import Field\n"
+    write_package(place, "mine", init=head + SOURCE.replace('owner: str = "me"', field))
+    override = ["imports=[mine]", "stages.pretrain.data.source=photos"]
+    assert load_and_import(RECIPE, override).stages["pretrain"].data.antialias
+
+
 TRANSFORM = """\
 from scalablevit import register_transform
 

@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from scalablevit.pipeline.plan_summary import print_plan
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
     from scalablevit.pipeline.search_summary import format_plan
+    from scalablevit.pipeline.searched_models import check_searched_models, trial_warnings
 
     stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
     resolve.check_metric(search, stages[-1])
@@ -71,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and stages[-1].hash != resolve.UNKNOWN:
         check_begun(search, stages[-1], root)
     print_plan(search.recipe.name, stages, root)
+    for warning in trial_warnings(search, stages):
+        print(f"warning: {warning}", flush=True)
+    check_searched_models(search, stages, root)
     print("\n" + format_plan(search, stages[-1].train_samples), flush=True)
     if options.dry_run:
         print("\ndry run: nothing was started")

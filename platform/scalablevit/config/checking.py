@@ -168,8 +168,13 @@ def did_you_mean(key: str, names: Iterable[str]) -> str:
         key: what the user wrote.
         names: what can be written there.
     """
-    near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = _most_like(key, names)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _most_like(key: str, names: Iterable[str]) -> str:
+    """Return the name that is most like the key; empty when none is like it."""
+    return next(iter(difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)), "")
 
 
 def short_repr(value: Any) -> str:
@@ -244,10 +249,13 @@ def _explain(
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
             names = _siblings(schema, first["loc"])
-            near = did_you_mean(str(key_path[-1]), names)
-            return UserError(
-                f"unknown key {short_repr(key_path[-1])}{near}", where=where, fix=f"known here: {', '.join(names)}"
-            )
+            if near := _most_like(str(key_path[-1]), names):
+                section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
+                fix = f"write {'.'.join(map(str, (*section, near)))}"
+            else:
+                fix = f"known here: {', '.join(names)}"
+            what = f"unknown key {short_repr(key_path[-1])}{did_you_mean(str(key_path[-1]), names)}"
+            return UserError(what, where=where, fix=fix)
         case "missing":
             return UserError(MISSING, where=where, fix="add it")
         case "union_tag_not_found":

@@ -120,8 +120,13 @@ class _Images(Section):
         return path
 
 
+def default_resize(image_size: int) -> int:
+    """Return the default of `data.eval_resize` for a side of the evaluation crop, both in pixels."""
+    return min(round(image_size * 256 / 224), 4096)
+
+
 def _before_crop(data: PlainValues) -> int:
-    return min(round(int(data["image_size"]) * 256 / 224), 4096)
+    return default_resize(int(data["image_size"]))
 
 
 class LabelledImages(_Images):

@@ -153,7 +153,26 @@ def _check_section(section: Any, key: str, base: Any, where: str) -> None:
         raise UserError(
             f"{section.__name__} does not say which {key} it is", where=where, fix=f'write {key}: Literal["<name>"]'
         )
+    _check_fields(section, key, [allowed for allowed in bases if issubclass(section, allowed)], where)
     refuse_unimportable(section, where)
+
+
+def _check_fields(section: type[Section], key: str, bases: Sequence[type[Section]], where: str) -> None:
+    """Refuse a section that declares a key of its base class again with another type, which workers would meet first.
+
+    Raises:
+        UserError: it does, or it has a key that only other base classes apply.
+    """
+    fix = f"give your key another name, or only another default, in {section.__name__}"
+    for base in bases:
+        if "transforms" in section.model_fields and "transforms" not in base.model_fields and base is not TaskSection:
+            what = f"{section.__name__} redeclares transforms, which {base.__name__} does not apply"
+            raise UserError(what, where=where, fix=fix)
+        for name, ours in base.model_fields.items():
+            given = section.model_fields[name].annotation
+            if name != key and given != ours.annotation and typing.get_origin(given) is not typing.Literal:
+                what = f"{section.__name__} redeclares {name} ({given} in place of {ours.annotation})"
+                raise UserError(what.replace("<class '", "").replace("'>", ""), where=where, fix=fix)
 
 
 def _add(key: str, section: type[Section], where: str) -> None:

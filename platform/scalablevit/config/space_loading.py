@@ -17,12 +17,12 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.shipped import recipe_file
 from scalablevit.config.space import MAX_TRIALS, Distribution, Search, Space, Value
-from scalablevit.config.stage_keys import is_read, value_of
+from scalablevit.config.stage_keys import SEARCH_CONDITIONS, is_read, value_of
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 from scalablevit.config.task import head_of
 from scalablevit.config.task_info import task_info
-from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, trial_epochs
-from scalablevit.config.unused_keys import TIMM_WORDS, explain
+from scalablevit.config.trial import PBT_CHECKPOINTS, convert_to_trial, set_values, trial_epochs
+from scalablevit.config.unused_keys import OF_PIXELS, TIMM_WORDS, explain, wrong_unit
 
 PREFIX = "space."
 """Prefix of overrides of the space; all others are of the base recipe."""
@@ -38,6 +38,11 @@ NOT_SEARCHED = {
     "tracking": _NO_EFFECT,
     "promotion": _NO_EFFECT,
     "imports": "all trials run the same code",
+    "model.init": "all trials start from the same weights, those of the recipe's stage",
+    "model.grad_checkpointing": _NO_EFFECT,
+    "model.channels_last": _NO_EFFECT,
+    "training.compile": _NO_EFFECT,
+    "training.deterministic": _NO_EFFECT,
     "training.checkpoint_every": _NO_EFFECT,
     "training.keep": _NO_EFFECT,
     "training.log_every_steps": _NO_EFFECT,
@@ -56,6 +61,7 @@ NOT_SEARCHED = {
     "data.ignore_index": _OTHER_DATA,
     "data.instance_masks": "it decides which objects are learned; set it in the recipe",
     "data.max_bad_fraction": _NO_EFFECT,
+    "data.max_pixels": _OTHER_DATA,
     "data.max_shared_fraction": _NO_EFFECT,
     "data.on_missing_class": _NO_EFFECT,
     "data.reduce_zero_label": _OTHER_DATA,
@@ -272,7 +278,7 @@ def _why_unused(
     def values(other: str) -> list[Any]:
         return distributions[other].corners() if other in distributions else [value_of(plain_stage, other)]
 
-    return None if key not in TIMM_WORDS and is_read(key, values) else explain(key, plain_stage)
+    return None if key not in TIMM_WORDS and is_read(key, values, SEARCH_CONDITIONS) else explain(key, plain_stage)
 
 
 def _check_parameter(
@@ -308,13 +314,15 @@ def _reasons_against(
         "stages": {**plain_recipe["stages"], stage_name: dict(plain_recipe["stages"][stage_name])},
     }
     try:
-        set_value(changed["stages"][stage_name], key.split("."), value, "")
+        set_values(changed["stages"][stage_name], {key: value})
         stage = check(Recipe, changed, {}, "").stages[stage_name]
         if key == "model.name":
             dense = task_info(stage.task.kind).needs_pyramid
             check_model_name(stage.model.name, dense=dense, registered=bool(stage.imports))
     except UserError as error:
         return [_reason(mistake, key, stage_name) for mistake in _errors_in(error)]
+    if wrong := key in OF_PIXELS and wrong_unit(value):
+        return [wrong]
     return [(reason, "") for other, reason in _find_too_long(stage, epochs).items() if other == key]
 
 

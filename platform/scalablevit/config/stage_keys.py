@@ -42,6 +42,11 @@ _MASKS = Condition("data.source: mask_pairs", ("data.source",), _other_than("ima
 _ANNOTATIONS = Condition("data.source: coco", ("data.source",), _other_than("image_folder", "tar_shards", "mask_pairs"))
 _ADAMW = Condition("optimizer.name: adamw", ("optimizer.name",), _other_than("sgd"))
 _MASK_RCNN = Condition("task.head: mask_rcnn", (_HEAD,), _other_than("retinanet"))
+_WARMUP = Condition(
+    "a warm-up: optimizer.schedule.warmup_epochs or warmup_steps above 0",
+    ("optimizer.schedule.warmup_epochs", "optimizer.schedule.warmup_steps"),
+    bool,
+)
 
 CONDITIONS = {
     "data.train.masks": _MASKS,
@@ -66,16 +71,19 @@ CONDITIONS = {
                                           _other_than("cosine", "multistep", "constant")),
     "optimizer.schedule.gamma": Condition(f"{_KIND}: multistep", (_KIND,),
                                           _other_than("cosine", "polynomial", "constant")),
-    "optimizer.schedule.warmup_lr": Condition(
-        "a warm-up: optimizer.schedule.warmup_epochs or warmup_steps above 0",
-        ("optimizer.schedule.warmup_epochs", "optimizer.schedule.warmup_steps"),
-        bool,
-    ),
+    "optimizer.schedule.warmup_lr": _WARMUP,
     "training.nonfinite.limit": Condition(
         "training.nonfinite.action: skip or rollback", ("training.nonfinite.action",), _other_than("stop")
     ),
 }  # fmt: skip
 """For keys that are not always read: when they are, by their dotted path in the stage."""
+SEARCH_CONDITIONS = {
+    **CONDITIONS,
+    "data.color_jitter": Condition("data.rand_augment: null", ("data.rand_augment",), lambda value: value is None),
+    "training.ema_warmup": Condition("training.ema_decay", ("training.ema_decay",), lambda value: value is not None),
+    "optimizer.schedule.warmup_prefix": _WARMUP,
+}
+"""The same for parameters of a search, with keys that recipes may have without effect, as those of the papers have."""
 
 
 def value_at(node: Any, *path: str) -> Any:
@@ -120,14 +128,15 @@ def models_of_kind(annotation: Any, values: Any) -> list[type[BaseModel]]:
     return [model for model in models if kind_of(model) in kinds] or models
 
 
-def is_read(key: str, values: Values) -> bool:
+def is_read(key: str, values: Values, conditions: Mapping[str, Condition] = CONDITIONS) -> bool:
     """Return whether a key has an effect with at least one of the values of other keys.
 
     Args:
         key: dotted path in the stage.
         values: returns the values that another key may have.
+        conditions: `CONDITIONS` or `SEARCH_CONDITIONS`.
     """
-    condition = CONDITIONS.get(key)
+    condition = conditions.get(key)
     if condition is None:
         return True
     fitting = [any(map(condition.fits, values(decider))) for decider in condition.keys]

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from scalablevit.config.checking import check
+from scalablevit.config.data import default_resize
 from scalablevit.config.errors import UserError
 from scalablevit.config.overrides import set_value
 from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.section import PlainValues
 from scalablevit.config.space import Search, Space, Value
+from scalablevit.config.strict_yaml import YamlDict
 
 PBT_CHECKPOINTS = 4
 """Checkpoints kept of a trial under PBT, so that the one that another trial copies is not deleted meanwhile."""
@@ -88,11 +90,31 @@ def with_values(recipe: Recipe, stage: str, values: Mapping[str, Value]) -> Reci
 def _with_values(whole: PlainValues, stage: str, values: Mapping[str, Value]) -> Recipe:
     values_text = ", ".join(f"{path}={json.dumps(value)}" for path, value in values.items())
     try:
-        for path, value in values.items():
-            set_value(whole["stages"][stage], path.split("."), value, path)
+        set_values(whole["stages"][stage], values)
         return check(Recipe, whole, {}, "")
     except UserError as error:
         raise UserError(f"these values make no valid recipe: {values_text or 'none'}\n{error}") from None
+
+
+def set_values(stage: YamlDict, values: Mapping[str, Value]) -> None:
+    """Set values in the plain values of a stage, in place.
+
+    `data.eval_resize`, which plain values always have, keeps its ratio to another `data.image_size`.
+
+    Args:
+        stage: plain values, valid but for sections that others replace.
+        values: by dotted path in the stage.
+
+    Raises:
+        UserError: something on the way to a value is no mapping, or a path is too long.
+    """
+    size, resized = (stage["data"].get(key) for key in ("image_size", "eval_resize"))
+    for path, value in values.items():
+        set_value(stage, path.split("."), value, path)
+    new = values.get("data.image_size")
+    if resized is not None and isinstance(new, int) and 0 < new < 10**6 and "data.eval_resize" not in values:
+        usual = resized == default_resize(size)
+        stage["data"]["eval_resize"] = default_resize(new) if usual else min(round(resized * new / size), 4096)
 
 
 def value_at(stage: Stage, path: str) -> Any:

@@ -1,15 +1,26 @@
-"""Keys that have no effect next to the stage's other values; an error where a person wrote them."""
+"""Keys without effect next to the stage's other values, and values in a wrong unit: errors where a person wrote them.
+
+No schema refuses them, since stored stages, which hold every default, stay readable.
+"""
 
 import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scalablevit.config.checking import OVERRIDE, Locations, format_location
+from scalablevit.config.checking import OVERRIDE, Locations, format_location, short_repr
 from scalablevit.config.errors import UserError, mask_credentials
 from scalablevit.config.hints import SENTENCES
 from scalablevit.config.overrides import Override
-from scalablevit.config.stage_keys import CONDITIONS, NO_KEY, default_of, get_value, is_read_in, value_of
+from scalablevit.config.stage_keys import (
+    CONDITIONS,
+    NO_KEY,
+    SEARCH_CONDITIONS,
+    default_of,
+    get_value,
+    is_read_in,
+    value_of,
+)
 from scalablevit.config.strict_yaml import YamlDict, YamlMapping
 
 _NO_WEIGHTS = "write model.init: a file, timm:<tag> or models:/<name>@<alias>"
@@ -35,10 +46,21 @@ TIMM_WORDS = {
     },
 }
 """timm's own arguments that are no options of an architecture here, and what to write instead."""
+OF_PIXELS = ("data.mean", "data.std")
+"""Keys in the unit of pixels after scaling to 0..1, which other tools have in 0..255."""
+
+
+def wrong_unit(values: Any) -> tuple[str, str] | None:
+    """Return why a value of `OF_PIXELS` is in another unit, and what to do about it; None: it is not."""
+    numbers = values if isinstance(values, list | tuple) else ()
+    if not all(isinstance(number, int | float) for number in numbers) or max(numbers, default=0) <= 1:
+        return None
+    scaled = ", ".join(f"{number / 255:.3g}" for number in numbers)
+    return f"is in 0..255, and images are scaled to 0..1 first, got {short_repr(values)}", f"write [{scaled}]"
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
-    """Return why a key of `CONDITIONS` or `TIMM_WORDS` has no effect in a stage, and what to do about it.
+    """Return what is wrong with a key of `SEARCH_CONDITIONS`, `TIMM_WORDS` or `OF_PIXELS` in a stage, and the way out.
 
     Args:
         key: dotted path in the stage.
@@ -46,7 +68,9 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
     """
     if key in TIMM_WORDS:
         return "is decided by other keys, not by options of the architecture", TIMM_WORDS[key]
-    condition = CONDITIONS[key]
+    if wrong := key in OF_PIXELS and wrong_unit(value_of(stage, key)):
+        return wrong
+    condition = SEARCH_CONDITIONS[key]
     values = {decider: value_of(stage, decider) for decider in condition.keys}
     unfit = [f"{decider}: {_format_value(value)}" for decider, value in values.items() if not condition.fits(value)]
     return f"has no effect with {' and '.join(unfit)}", f"leave it out, or write {condition.needed}"
@@ -55,7 +79,7 @@ def explain(key: str, stage: YamlMapping) -> tuple[str, str]:
 def find_unused(
     stages: Mapping[str, YamlMapping], overrides: Sequence[Override], locations: Locations, origin: str
 ) -> tuple[list[UserError], list[str]]:
-    """Find values without effect that people wrote.
+    """Find values without effect or in a wrong unit that people wrote.
 
     A value in a section that stages share counts as read where one of them reads it. A value of the file that is the
     default is no mistake. Nor is one that only an override makes useless (by another optimizer, schedule or head): it
@@ -115,7 +139,8 @@ def _group_written_values(
     """Return names of stages by key, location and, where the value is the stage's own, stage (else empty)."""
     written: dict[tuple[str, str, str], list[str]] = {}
     for name, stage in stages.items():
-        for key in (*CONDITIONS, *TIMM_WORDS):
+        wrong = [key for key in OF_PIXELS if wrong_unit(value_of(stage, key))]
+        for key in (*CONDITIONS, *TIMM_WORDS, *wrong):
             location = _find_location(name, key, overrides, locations)
             if location and get_value(stage, key)[0] and (key in TIMM_WORDS or default_of(stage, key) is not NO_KEY):
                 shared = location.startswith(OVERRIDE) or locations.get(tuple(key.split("."))) == location

@@ -82,9 +82,21 @@ def check_fit(model: nn.Module, source: str | Path, *, keep_head: bool = True) -
     Raises:
         UserError: as `load_init_weights`.
     """
-    fitted, _, _ = fit_tensors(model, _read_source(source)[1], str(source), keep_head=keep_head)
+    check_tensors(model, _read_source(source)[1], str(source), keep_head=keep_head)
+
+
+def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, keep_head: bool = True) -> None:
+    """Raise the errors of `load_init_weights` for tensors that are read already, without loading.
+
+    Args:
+        model: on the meta device: only shapes are compared.
+        tensors: by name; their values do not matter.
+        source: where they are from, for errors.
+        keep_head: see `load_init_weights`.
+    """
+    fitted, _, _ = fit_tensors(model, tensors, source, keep_head=keep_head)
     with warnings.catch_warnings(action="ignore"):  # torch's, of values that are not copied onto the meta device
-        _load(model, fitted, str(source))
+        _load(model, fitted, source)
 
 
 def _read_source(source: str | Path) -> tuple[Path, dict[str, Tensor]]:

@@ -1,7 +1,7 @@
 """Find and check the weights that `model.init` names, before anything is started."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class InitWeights:
     """Class names of the model that they come from; None: the file does not have them."""
     version: str = ""
     """`<name>/<version>` if they are registered; else empty."""
+    pixels: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`mean` and `std` that they were trained with, where their registered version says so."""
 
     def lineage(self) -> dict[str, str]:
         """Return the tags for the run and the registered version that start from these weights."""
@@ -52,9 +54,8 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     if init.startswith("models:/"):
         registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
         version = f"{registered.name}/{registered.version}"
-        return InitWeights(
-            str(registered.weights), registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"]), version
-        )
+        sha256, classes = registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"])
+        return InitWeights(str(registered.weights), sha256, classes, version, pixels_in(registered.config.get("stage")))
     if init.startswith("timm:"):
         from scalablevit.models.weights import cached_tag_file
 
@@ -106,23 +107,83 @@ def _check_fit(stage: Stage, location: str, classes: tuple[str, ...], keep_head:
     return {"init_weights": "fit"}
 
 
-def normalization_warnings(stage: Stage) -> tuple[str, ...]:
-    """Return warnings where `data.mean` or `data.std` differ from those that a timm tag's weights were trained with."""
-    init = stage.model.init or ""
-    if not init.startswith("timm:"):
-        return ()
-    from timm.models import get_pretrained_cfg
+def check_parent_fit(
+    stage: Stage, classes: tuple[str, ...], parent: Stage, parent_classes: tuple[str, ...], root: Path
+) -> None:
+    """Refuse a stage whose backbone cannot take the weights of the stage that it starts from, before that one trains.
 
-    trained = get_pretrained_cfg(init.removeprefix("timm:"))
-    if trained is None:
-        return ()
-    pairs = {"mean": (trained.mean, stage.data.mean), "std": (trained.std, stage.data.std)}
-    return tuple(
-        f"data.{name} is {_format_list(ours)}, and {init} was trained with {_format_list(theirs)}: "
-        f"data.{name}={_format_list(theirs)} gives the weights what they know"
-        for name, (theirs, ours) in pairs.items()
-        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, ours, strict=True))
+    It imports torch where their models differ, unless the same check has passed before.
+
+    Args:
+        stage: the stage.
+        classes: of its data.
+        parent: the stage that it starts from.
+        parent_classes: of that one's data.
+        root: the platform's root, where passed checks are cached.
+
+    Raises:
+        UserError: the backbone cannot take the weights.
+    """
+    if (stage.model.name, stage.model.options) != (parent.model.name, parent.model.options):
+        check = partial(_check_parent_fit, stage, classes, parent, parent_classes)
+        cached_facts(stage, classes, root, check, "parent", parent.model_dump_json(), *parent_classes)
+
+
+def _check_parent_fit(stage: Stage, classes: tuple[str, ...], parent: Stage, parent_classes: tuple[str, ...]) -> Facts:
+    import torch
+
+    from scalablevit.models.weights import check_tensors
+    from scalablevit.tasks.registry import build_task
+
+    task = build_task(stage, classes)
+    with torch.device("meta"):
+        backbone = task.backbone(task.build_model())
+        weights = build_task(parent, parent_classes).build_model().state_dict()
+    where = f"model.init ({stage.model.init}: {parent.model.name})"
+    check_tensors(backbone, weights, where, keep_head=classes == parent_classes)
+    return {"init_weights": "fit"}
+
+
+def pixels_in(sections: object) -> dict[str, Sequence[float]]:
+    """Return `data.mean` and `data.std` of a stored stage, which may be of any origin; only those that are valid."""
+    data = sections.get("data") if isinstance(sections, Mapping) else None
+    values = {name: data.get(name) for name in ("mean", "std")} if isinstance(data, Mapping) else {}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+    }
+
+
+def init_warnings(stage: Stage, weights: InitWeights | None = None, parent: Stage | None = None) -> tuple[str, ...]:
+    """Return warnings where architecture, `data.mean` or `data.std` differ from those that the initial weights know.
+
+    Args:
+        stage: the stage.
+        weights: from outside the recipe, that it starts from; those of a file do not say what they were trained with.
+        parent: the stage of the recipe that it starts from.
+    """
+    trained, name = weights.pixels if weights else {}, stage.model.name
+    if parent is not None:
+        trained, name = {"mean": parent.data.mean, "std": parent.data.std}, parent.model.name
+    init = stage.model.init or ""
+    if init.startswith("timm:"):
+        from timm.models import get_pretrained_cfg
+
+        name = init.removeprefix("timm:").partition(".")[0]
+        if (config := get_pretrained_cfg(init.removeprefix("timm:"))) is not None:
+            trained = {"mean": config.mean, "std": config.std}
+    own = {"mean": stage.data.mean, "std": stage.data.std}
+    other_name = (
+        f"model.name is {stage.model.name}, and {init} is of {name}: where tensors have the same names and shapes, the "
+        f"architectures may still compute differently; model.name={name} is what the weights know",
     )
+    return (*(other_name if name != stage.model.name else ()), *(
+        f"data.{key} is {_format_list(own[key])}, and {init} was trained with {_format_list(theirs)}: "
+        f"data.{key}={_format_list(theirs)} gives the weights what they know"
+        for key, theirs in trained.items()
+        if any(abs(a - b) > NORMALIZATION_TOLERANCE for a, b in zip(theirs, own[key], strict=True))
+    ))  # fmt: skip
 
 
 def _format_list(values: Sequence[float]) -> str:

@@ -1,12 +1,15 @@
 """Print the plan of a training before anything starts: all values that the data, the machine and defaults decide."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from scalablevit.config.packages import PLATFORM
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
-from scalablevit.config.schedule import largest_rate
+from scalablevit.config.schedule import largest_rate, learning_rate
+from scalablevit.config.task_info import task_info
 from scalablevit.inspection.statistics_table import statistics_rows, unknown_text
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.older_runs import older_runs
@@ -23,6 +26,14 @@ SHOWN_CLASSES = 4
 """Most classes in the table of statistics; the run's statistics.json has them all."""
 MIN_LR_SHARE = 0.9
 """Least share of `optimizer.lr` that a schedule must reach; below it there is a warning."""
+
+
+MIN_EMA_DECAY = 0.5
+"""Least `training.ema_decay` without a warning."""
+MAX_SGD_DECAY = 0.005
+"""Largest `optimizer.weight_decay` of sgd without a warning: ten times what is usual for it."""
+MAX_MIN_DELTA = 0.1
+"""Least `training.early_stopping.min_delta` with a warning, where the metric is a fraction."""
 
 
 def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None:
@@ -155,11 +166,63 @@ def schedule_warnings(resolved: ResolvedStage) -> list[str]:
             f"({optimizer.lr:.4g}): the warm-up replaces the first {length.warmup} of the curve's {length.total} "
             "steps; set optimizer.schedule.warmup_prefix=true to start the curve after it, or shorten it"
         )
+    warnings += [*_rise_and_decays(resolved), *_unusual_rules(resolved)]
     if decay is not None and not training.ema_warmup and 1 / (1 - decay) > length.total:
         warnings.append(
             f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.0f} steps, and the training has "
             f"{length.total}: {100 * decay**length.total:.3g} % of the registered weights are those of the start; set "
             "training.ema_warmup=true, or a smaller ema_decay"
+        )
+    return warnings
+
+
+def _rise_and_decays(resolved: ResolvedStage) -> list[str]:
+    """Return warnings about a learning rate that rises above `optimizer.lr`, and about decays after the training."""
+    optimizer, length = resolved.stage.optimizer, resolved.length
+    schedule, warnings = optimizer.schedule, []
+    largest, step = max((learning_rate(step, optimizer, length), step) for step in (0, length.total - 1))
+    if largest > 1.001 * optimizer.lr:
+        key = "min_lr" if step else "warmup_lr"
+        warnings.append(
+            f"the learning rate is largest at step {step} of {length.total}, {largest:.3g}, above optimizer.lr "
+            f"({optimizer.lr:.4g}): optimizer.schedule.{key} {getattr(schedule, key):g} is larger; lower it"
+        )
+    start = length.warmup if schedule.warmup_prefix else 0
+    pairs = zip(schedule.decay_epochs, length.decay_steps, strict=True)
+    if late := [f"{epochs:g}" for epochs, steps in pairs if start + steps >= length.total]:
+        counted = ", counted from the end of the warm-up," * bool(start)
+        warnings.append(
+            f"optimizer.schedule.decay_epochs {', '.join(late)}{counted} never come: the training ends after "
+            f"{length.total} steps ({length.total / length.steps_per_epoch:.3g} epochs); leave them out or train longer"
+        )
+    return warnings
+
+
+def _unusual_rules(resolved: ResolvedStage) -> list[str]:
+    """Return warnings about values that have another meaning in other tools, or for another optimizer."""
+    training, optimizer, length = resolved.stage.training, resolved.stage.optimizer, resolved.length
+    warnings, decay, rule = [], training.ema_decay, training.early_stopping
+    if decay is not None and decay < MIN_EMA_DECAY:
+        warnings.append(
+            f"training.ema_decay {decay:g} averages over {1 / (1 - decay):.2g} steps, so it is all but the plain "
+            f"weights; some tools give 1 - decay, here {1 - decay:g}"
+        )
+    if optimizer.name == "sgd" and optimizer.weight_decay > MAX_SGD_DECAY:
+        warnings.append(
+            f"optimizer.weight_decay {optimizer.weight_decay:g} is strong for sgd, where 1e-4 is usual; 0.05 is the "
+            "default for adamw"
+        )
+    evaluations = math.ceil(length.total / length.evaluate_every)
+    if rule is not None and rule.patience >= evaluations:
+        warnings.append(
+            f"training.early_stopping.patience {rule.patience} never ends this training: it has {evaluations} "
+            "evaluations, and the first is a gain"
+        )
+    info = task_info(resolved.stage.task.kind)
+    if rule is not None and rule.min_delta >= MAX_MIN_DELTA and info.module.startswith(PLATFORM):
+        warnings.append(
+            f"training.early_stopping.min_delta {rule.min_delta:g} is {100 * rule.min_delta:g} points of "
+            f"{info.best_metric}, a fraction: smaller gains count as none; 0.005 is half a point"
         )
     return warnings
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalablevit.config.commands import command_name
-from scalablevit.config.data import SPLITS, SplitName
+from scalablevit.config.data import (
+    SPLITS,
+    CocoInstances,
+    DataSection,
+    LabelledImages,
+    MaskPairs,
+    SplitName,
+    default_resize,
+)
 from scalablevit.config.errors import UserError, UserErrors, in_stage, raise_all
 from scalablevit.config.model_names import check_model_name, known_models
 from scalablevit.config.overrides import with_parents
@@ -28,7 +36,13 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split, image_notes, raise_if_fatal
 from scalablevit.inspection.inspect_data import Inspection, inspect_data, inspect_validation
 from scalablevit.inspection.statistics import DataStatistics
-from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
+from scalablevit.pipeline.init_weights import (
+    InitWeights,
+    check_init_weights,
+    check_parent_fit,
+    find_init_weights,
+    init_warnings,
+)
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
 
@@ -36,6 +50,10 @@ UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
 DRY_RUN_S = 10.0
 """Most seconds that a dry run spends on the data of all stages."""
+MIN_CROP = 0.8
+"""Least side of the evaluation's crop, as a share of the image's short side, without a warning; 0.875 is usual."""
+MIN_FILLED = 0.75
+"""Least short side of an image, as a share of a crop's side or of another short side, without a warning."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,8 @@ def _resolve_stage(
     digests = [sources[split].digest() if known else UNKNOWN for split in SPLITS]
     digest = hashlib.sha256(" ".join(digests).encode()).hexdigest() if known else UNKNOWN
     parents = tuple(parent for parent in _parents(stage) if parent in earlier)
+    for parent in parents:
+        check_parent_fit(stage, sources["train"].classes, earlier[parent].stage, earlier[parent].classes, root)
     origins = [earlier[parent].hash for parent in parents] + ([init_weights.sha256] if init_weights else [])
     own_hash = stage_hash(stage, digest, origins) if known and UNKNOWN not in origins else UNKNOWN
     return ResolvedStage(
@@ -222,10 +242,14 @@ def _resolve_stage(
         unreadable=sum(len(report.unreadable) for report in inspection.reports.values()),
         ignored=tuple(name for source in sources.values() for name in source.ignored),
         statistics=inspection.statistics,
-        warnings=(*inspection.warnings, *_stage_warnings(stage, inspection)),
+        warnings=(
+            *inspection.warnings,
+            *_stage_warnings(stage, inspection),
+            *init_warnings(stage, init_weights, earlier[parents[0]].stage if parents else None),
+        ),
         absent_sizes=sources["val"].annotations.absent_sizes() if sources["val"].annotations else (),
         notes=tuple(f"{split}: {note}" for split, source in sources.items() for note in source.notes),
-        length=_compute_length(stage, len(sources["train"])),
+        length=compute_length(stage, len(sources["train"])),
         parents=parents,
         sources=sources,
         init_weights=init_weights,
@@ -233,10 +257,38 @@ def _resolve_stage(
 
 
 def _stage_warnings(stage: Stage, inspection: Inspection) -> tuple[str, ...]:
-    """Warn of what does not fit the data or the weights that training starts from."""
+    """Warn of what does not fit the data."""
     statistics = inspection.statistics
     of_task = () if statistics is None else task_kind(stage.task.kind).data_warnings(stage, statistics)
-    return (*of_task, *normalization_warnings(stage))
+    return (*of_task, *size_warnings(stage.data))
+
+
+def size_warnings(data: DataSection) -> tuple[str, ...]:
+    """Return a warning where crops and sizes do not fit together, as where only one of them was overridden.
+
+    That is: evaluation sees little of an image, or other sizes than training, or much of a training crop is padding.
+    """
+    if isinstance(data, MaskPairs):
+        side = round(data.short_side * data.scale_range[1])
+        return () if side >= MIN_FILLED * data.crop_size else (
+            f"training crops of {data.crop_size} x {data.crop_size} pixels (data.crop_size) are taken from images "
+            f"whose short side has at most {side} (data.short_side, data.scale_range): at least "
+            f"{100 * (1 - side / data.crop_size):.2g} % of each is padding; data.crop_size={side} has none",
+        )  # fmt: skip
+    if isinstance(data, CocoInstances):
+        low, high = data.train_short_sides or (data.short_side, data.short_side)
+        return () if MIN_FILLED * low <= data.short_side <= high / MIN_FILLED else (
+            f"training scales short sides to {low}..{high} pixels (data.train_short_sides), evaluation to "
+            f"{data.short_side} (data.short_side), where objects have other sizes than those that were learned",
+        )  # fmt: skip
+    if not isinstance(data, LabelledImages) or data.image_size >= MIN_CROP * data.eval_resize:
+        return ()
+    size, usual = data.image_size, default_resize(data.image_size)
+    return (
+        f"evaluation scales images to a short side of {data.eval_resize} (data.eval_resize) and sees the central "
+        f"{size} x {size} pixels (data.image_size), {100 * (size / data.eval_resize) ** 2:.2g} % of a square one; "
+        f"data.eval_resize={usual} would show {100 * (size / usual) ** 2:.2g} %",
+    )
 
 
 def resolve_evaluation(recipe: Recipe, root: Path, classes: Sequence[str]) -> ResolvedStage:
@@ -296,7 +348,12 @@ def _resolve_evaluation(recipe: Recipe, name: str, root: Path, classes: Sequence
         unreadable=len(report.unreadable),
         ignored=source.ignored,
         absent_sizes=source.annotations.absent_sizes() if source.annotations else (),
-        notes=(*source.notes, *image_notes(report), *warnings),
+        notes=(
+            *source.notes,
+            *image_notes(report),
+            *warnings,
+            *(() if isinstance(stage.data, MaskPairs) else size_warnings(stage.data)),
+        ),
         length=Length.of(stage, len(train or source)),
         sources={"val": source},
     )
@@ -311,7 +368,12 @@ def _refuse_top5(classes: tuple[str, ...], where: str, instead: str) -> None:
         )
 
 
-def _compute_length(stage: Stage, samples: int) -> Length:
+def compute_length(stage: Stage, samples: int) -> Length:
+    """Return a stage's length for so many training samples.
+
+    Raises:
+        UserError: its warm-up is not shorter than the training.
+    """
     length = Length.of(stage, samples)
     if length.warmup >= length.total:
         raise UserError(

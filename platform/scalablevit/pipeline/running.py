@@ -59,7 +59,11 @@ def prepare(
     print_plan(recipe.name, stages, root)
     if search is not None:
         from scalablevit.pipeline.search_summary import format_plan
+        from scalablevit.pipeline.searched_models import check_searched_models, trial_warnings
 
+        for warning in trial_warnings(search, stages):
+            print(f"warning: {warning}", flush=True)
+        check_searched_models(search, stages, root)
         samples = next(stage.train_samples for stage in stages if stage.name == search.stage)
         print("\n" + format_plan(search, samples), flush=True)
     print(flush=True)

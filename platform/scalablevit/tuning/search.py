@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.sample import Domain
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.config.run_hash import hashed_part
 from scalablevit.config.space import Distribution, Search, Value
@@ -32,7 +34,7 @@ from scalablevit.tracking.tags import best_metric
 from scalablevit.training.ray_internals import TUNE_VARIABLES, function_has_returned, set_defaults
 from scalablevit.training.storage import open_filesystem
 from scalablevit.tuning.sampling import TPESearcher, TrialConfig, Values, enumerate_values
-from scalablevit.tuning.trial import TrialContext, TrialResult, reason_of, run_trial
+from scalablevit.tuning.trial import REFUSED_PREFIX, TrialContext, TrialResult, reason_of, run_trial
 from scalablevit.tuning.trials import (
     Trial,
     drop_checkpoints,
@@ -47,6 +49,8 @@ set_defaults(TUNE_VARIABLES)
 
 QUIET_S = 5.0
 """Seconds between two printed evaluations of trials; ends are always printed."""
+SAME_ERRORS = 3
+"""Trials that end by the same mistake of the user before any is evaluated, after which the search stops."""
 
 
 def trial_uid(search_uid: str, number: int) -> str:
@@ -75,6 +79,9 @@ class SearchCallback(tune.Callback):
         on_end: called when a trial has ended and its result is stored.
     """
 
+    same_error = ""
+    """The error by which `SAME_ERRORS` trials have ended, so that the search is to stop; empty: there is none."""
+
     def __init__(
         self,
         context: TrialContext,
@@ -92,6 +99,7 @@ class SearchCallback(tune.Callback):
         self._experiment = experiment
         self._begun: set[int] = set()
         self._dropped: set[int] = set()
+        self._refusals: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
         self._printed = 0.0
         self._deadline = math.inf
@@ -189,8 +197,12 @@ class SearchCallback(tune.Callback):
         if ours.ended():
             return
         file = trial.error_file
-        reason, again = reason_of(Path(file).read_text(errors="replace") if file else "")
+        error = Path(file).read_text(errors="replace") if file else ""
+        reason, again = reason_of(error)
         self._end(ours, "failed", reason, keep=again)
+        self._refusals[reason] += REFUSED_PREFIX in error
+        if self._refusals[reason] >= SAME_ERRORS and not any(known.curve for known in self.trials):
+            self.same_error = reason
 
     def interrupt(self) -> None:
         """Mark the running trials as unfinished, since the search stops: they continue when it is resumed."""
@@ -242,6 +254,21 @@ class SearchCallback(tune.Callback):
         return self.trials[self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])]
 
 
+class SameErrorStopper(tune.Stopper):
+    """Ends the search once `SearchCallback.same_error` says why."""
+
+    def __init__(self, callback: SearchCallback) -> None:
+        self._callback = callback
+
+    def __call__(self, trial_id: str, result: object) -> bool:
+        """Return that no single trial is to end."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether no further trial is to start; Tune calls this."""
+        return bool(self._callback.same_error)
+
+
 def run_trials(
     callback: SearchCallback,
     context: TrialContext,
@@ -257,6 +284,9 @@ def run_trials(
         concurrency: number of trials that run at the same time.
         remaining_s: remaining wall time of the budget in seconds; None: no limit.
         trainable: the function that Tune runs for a trial.
+
+    Raises:
+        UserError: the first trials ended by the same mistake of the user, which is named.
     """
     space = context.search.space
     params: dict[str, Any] = {}
@@ -293,6 +323,7 @@ def run_trials(
             name=attempt,
             storage_path=f"{context.folder}/ray",
             callbacks=[callback],
+            stop=SameErrorStopper(callback),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),
@@ -308,6 +339,13 @@ def run_trials(
             filesystem.delete_dir(folder)  # Tune's snapshots
     callback.interrupt()  # Tune does not report the end of a trial that it was starting when the wall time was up
     callback.drop_checkpoints()
+    if callback.same_error:
+        raise UserError(
+            f"{SAME_ERRORS} trials ended by the same error, and none came to an evaluation, so the search stopped: "
+            f"{callback.same_error}",
+            where=context.folder,
+            fix="correct that, and give the same command again: these trials are tried again",
+        )
 
 
 def _folder_name(trial: TuneTrial) -> str:

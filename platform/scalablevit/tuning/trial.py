@@ -82,6 +82,10 @@ class TrialDisturbed(Exception):
     """A trial cannot continue for a reason outside its values; it is tried again when the search goes on."""
 
 
+class TrialRefused(TrialDisturbed):
+    """The reason is a mistake of the user, such as in the data, that other trials would meet, too."""
+
+
 DIVERGED = "the loss or gradient of step"
 """Start of the error of a training whose steps are not finite."""
 OUT_OF_MEMORY = "CUDA out of memory"
@@ -167,13 +171,13 @@ def run_trial(config: TrialConfig, context: TrialContext) -> None:
 
     Raises:
         TrialFailed: the trial cannot continue because of its values; the message is the reason.
-        TrialDisturbed: it cannot continue for another reason.
+        TrialDisturbed, TrialRefused: it cannot continue for another reason.
     """
     values = config["trial"]["values"]
     try:
         _run_to_end(int(Path(tune.get_context().get_trial_dir()).name), config, context)
     except UserError as error:
-        kind: type[Exception] = TrialFailed if is_about_values(error, values) else TrialDisturbed
+        kind: type[Exception] = TrialFailed if is_about_values(error, values) else TrialRefused
         raise kind(_one_line(str(error))) from error
     except TrainingFailed as error:
         kind = TrialFailed if OUT_OF_MEMORY in str(error) else TrialDisturbed
@@ -335,7 +339,12 @@ def _train_distributed(stage: Stage, worker_config: "WorkerConfig", reports: Tri
         raise
 
 
-FAILURE_PREFIXES = {f"{__name__}.{TrialFailed.__name__}: ": True, f"{__name__}.{TrialDisturbed.__name__}: ": False}
+REFUSED_PREFIX = f"{__name__}.{TrialRefused.__name__}: "
+FAILURE_PREFIXES = {
+    f"{__name__}.{TrialFailed.__name__}: ": True,
+    f"{__name__}.{TrialDisturbed.__name__}: ": False,
+    REFUSED_PREFIX: False,
+}
 """How the last line of a trial's traceback begins, and whether the trial would fail again."""
 
 

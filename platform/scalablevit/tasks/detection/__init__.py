@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from scalablevit.tasks.sample_statistics import SampleStatistics
     from scalablevit.tasks.task import Task
 
+MAX_SCORE_THRESHOLD = 0.1
+"""Largest `task.score_threshold` without a warning."""
+
 
 class DetectionKind(TaskKind):
     """The kind `detection`; implements `TaskKind`."""
@@ -37,10 +40,15 @@ class DetectionKind(TaskKind):
         return DetectionTask(stage, classes)
 
     def data_warnings(self, stage: "Stage", statistics: "DataStatistics") -> "tuple[str, ...]":
-        """Warn of anchors of another size than the objects."""
+        """Warn of anchors of another size than the objects, and of detections that the metric would count."""
         from scalablevit.tasks.detection.anchor_sizes import anchor_warnings
 
-        return anchor_warnings(stage, statistics)
+        threshold = getattr(stage.task, "score_threshold", 0.0)
+        dropped = (
+            f"task.score_threshold {threshold:g} drops detections that COCO's average precision counts, too: "
+            "val/box_ap is lower than other tools report; 0.05 is usual"
+        )
+        return (*anchor_warnings(stage, statistics), *([dropped] if threshold > MAX_SCORE_THRESHOLD else []))
 
     def build_costs(self, stage: "Stage", classes: tuple[str, ...]) -> "Costs":
         """Return the counter of a detector's parameters and multiply-accumulates."""
