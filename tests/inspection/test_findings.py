@@ -171,6 +171,7 @@ def test_boxes_that_all_vanish_when_scaled_are_refused() -> None:
         ({"crowds": 51}, ["51 of 100 instances are crowds"]),
         ({"below_pixel": 2}, ["2 of 100 objects are less than a pixel", "a larger data.short_side (800)"]),
         ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their polygons", "a.jpg"]),
+        ({"large_areas": 2}, ["2 of 100 instances have an area larger than their box"]),
         ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have polygons without area", "b.jpg"]),
     ],
 )  # fmt: skip
@@ -180,7 +181,15 @@ def test_strange_boxes_get_one_warning_with_their_counts(fields: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "fields", [{"reach_out": 1, "clipped": 1}, {"corners": 100, "reach_out": 1}, {"loose": 1}, {"crowds": 50}]
+    "fields",
+    [
+        {"reach_out": 1, "clipped": 1},
+        {"corners": 100, "reach_out": 1},
+        {"loose": 1},
+        {"crowds": 50},
+        {"without_area": 100},
+        {"large_areas": 1},
+    ],
 )
 def test_few_strange_boxes_are_not_worth_a_word(fields: dict[str, Any]) -> None:
     assert found(coco(), with_boxes(**fields), with_boxes()) == Findings()

@@ -8,29 +8,39 @@ from numpy.typing import NDArray
 
 LOOSE_PIXELS = 3.0
 """A box disagrees with its polygons where a side is more than so many pixels from their bounds."""
+LARGE_AREA = 1.5
+"""An annotated area is too large above so many times that of its box, with a pixel more each way for rounding."""
 _ROUNDING = 0.5  # pixels
 
 
 def count_boxes(
-    boxes: NDArray[np.float64], sizes: NDArray[np.int64], clipped: NDArray[np.bool_], kept: NDArray[np.bool_]
+    boxes: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    areas: NDArray[np.float64],
+    clipped: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
 ) -> dict[str, float]:
     """Return counts over boxes as they are in the file.
 
     Args:
         boxes: (n, 4) x, y, width, height in pixels, if the file is right.
         sizes: (n, 2) height and width of each box's image, in pixels.
+        areas: (n,) annotated, in square pixels; 0: none.
         clipped: (n,) whether a box reaches out of its image.
         kept: (n,) whether a box has an area in its image.
 
     Returns:
         `annotations`: all boxes; `clipped`: those that are clipped and kept; `dropped`: those that are not kept;
         `reach_out`: those that are clipped, kept or not; `corners`: those that fit into their image when they are read
-        as x1, y1, x2, y2; `largest`: the largest absolute number in all boxes.
+        as x1, y1, x2, y2; `largest`: the largest absolute number in all boxes. Of the boxes that are kept,
+        `without_area`: those without an annotated area; `large_areas`: those with one above `LARGE_AREA`.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     corners = (
         (low >= -_ROUNDING).all(axis=1) & (high > low).all(axis=1) & (high <= sizes[:, ::-1] + _ROUNDING).all(axis=1)
     )
+    with np.errstate(over="ignore"):
+        large = areas > LARGE_AREA * (high + 1).prod(axis=1)
     return {
         "annotations": len(boxes),
         "clipped": int((clipped & kept).sum()),
@@ -38,6 +48,8 @@ def count_boxes(
         "reach_out": int(clipped.sum()),
         "corners": int(corners.sum()),
         "largest": float(np.abs(boxes).max(initial=0.0)),
+        "without_area": int((kept & (areas <= 0)).sum()),
+        "large_areas": int((kept & large).sum()),
     }
 
 

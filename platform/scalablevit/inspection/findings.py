@@ -147,6 +147,12 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
             f"{boxes.below_pixel} of {boxes.objects} objects are less than a pixel wide or high in the scaled image, "
             f"and training leaves them out; a larger data.short_side ({data.short_side}) keeps them"
         )
+    if boxes.large_areas > WARN_SHARE * total:
+        yield (
+            f"{boxes.large_areas} of {boxes.annotations} instances have an area larger than their box, as after scaling"
+            " images and boxes only; the precision of small, medium and large objects goes by area: correct the key, "
+            "or remove it, and the box's area is used"
+        )
     if boxes.loose is not None and boxes.loose > WARN_SHARE * boxes.objects and not corners:
         yield (
             f"{boxes.loose} of {boxes.objects} boxes disagree with their polygons by more than 3 pixels, first in "

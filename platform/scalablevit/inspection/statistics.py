@@ -94,6 +94,10 @@ class Boxes:
     scaled_side: float | None = None
     """Median of the objects' sizes in the scaled image, sqrt(width * height) of the box in pixels; None: no object, or
     counted by an earlier version."""
+    without_area: int = 0
+    """Instances whose `area` is missing or 0: that of their box is used."""
+    large_areas: int = 0
+    """Instances whose `area` is larger than their box, see `data.boxes.LARGE_AREA`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,8 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         flat=counts.flat_polygons if compared else None,
         flat_images=tuple(map(printable, counts.flat_images)),
         scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
+        without_area=int(of_file.get("without_area", 0)),
+        large_areas=int(of_file.get("large_areas", 0)),
     )
 
 

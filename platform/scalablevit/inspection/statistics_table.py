@@ -84,6 +84,8 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
         "boxes clipped": boxes.clipped,
         "boxes dropped": boxes.dropped,
         "boxes below a scaled pixel": boxes.below_pixel,
+        "areas taken from boxes": boxes.without_area,
+        "areas above their boxes": boxes.large_areas,
         "boxes unlike their polygons": boxes.loose,
         "polygons without area": boxes.flat,
     }
