@@ -140,10 +140,10 @@ def test_a_deadline_ends_the_look_and_keeps_nothing(base: Path, monkeypatch: pyt
 
 
 def test_counts_add_up() -> None:
-    some = Counts(looked_at=1, turned=1, turned_images=("a",), loose_boxes=2, flat_polygons=3, flat_images=("b",))
+    some = Counts(looked_at=1, turned=1, turned_images=("a",), loose_boxes=2, flat_masks=3, flat_images=("b",))
     masks = Counts(looked_at=2, pixels=(1, 2), turned_images=tuple("cdefg"))
     total = some + masks + masks
-    assert (total.looked_at, total.turned, total.loose_boxes, total.flat_polygons) == (5, 1, 2, 3)
+    assert (total.looked_at, total.turned, total.loose_boxes, total.flat_masks) == (5, 1, 2, 3)
     assert total.pixels == (2, 4) and total.turned_images == tuple("acdef") and total.flat_images == ("b",)
 
 

@@ -170,9 +170,9 @@ def test_boxes_that_all_vanish_when_scaled_are_refused() -> None:
         ({"corners": 89, "reach_out": 10, "clipped": 10}, ["10 of 100 boxes reach out"]),
         ({"crowds": 51}, ["51 of 100 instances are crowds"]),
         ({"below_pixel": 2}, ["2 of 100 objects are less than a pixel", "a larger data.short_side (800)"]),
-        ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their polygons", "a.jpg"]),
+        ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their masks", "a.jpg"]),
         ({"large_areas": 2}, ["2 of 100 instances have an area larger than their box"]),
-        ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have polygons without area", "b.jpg"]),
+        ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have masks without area", "b.jpg"]),
     ],
 )  # fmt: skip
 def test_strange_boxes_get_one_warning_with_their_counts(fields: dict[str, Any], parts: list[str]) -> None:

@@ -46,7 +46,7 @@ Kind = Literal["unreadable", "not read", "wrong", "damaged", "transparent", "dee
 A file that is `not read` is `unreadable`, too: the storage failed, which may pass.
 """
 
-_VERSION = 5
+_VERSION = 6
 """Part of the cache's key: raise it when the checks change."""
 _NAMED = 5
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.data.boxes import compare_polygons
+from scalablevit.data.boxes import compare_masks
 from scalablevit.data.coco import Annotations
 
 VALUES = 256
@@ -26,11 +26,11 @@ class Counts:
     pixels: tuple[int, ...] = ()
     """(256,) pixels by mask value; empty: masks were not read."""
     loose_boxes: int = 0
-    """Objects whose box disagrees with their polygons, see `data.boxes.LOOSE_PIXELS`."""
+    """Objects whose box disagrees with their mask, see `data.boxes.LOOSE_PIXELS`."""
     loose_images: tuple[str, ...] = ()
     """The first images with such an object."""
-    flat_polygons: int = 0
-    """Objects whose polygons have no area."""
+    flat_masks: int = 0
+    """Objects whose mask has no area."""
     flat_images: tuple[str, ...] = ()
     """The first images with such an object."""
 
@@ -45,7 +45,7 @@ class Counts:
             pixels=pixels,
             loose_boxes=self.loose_boxes + other.loose_boxes,
             loose_images=(self.loose_images + other.loose_images)[:_NAMED],
-            flat_polygons=self.flat_polygons + other.flat_polygons,
+            flat_masks=self.flat_masks + other.flat_masks,
             flat_images=(self.flat_images + other.flat_images)[:_NAMED],
         )
 
@@ -94,12 +94,14 @@ def _object_counts(annotations: Annotations, part: range) -> Counts:
         for start, end in zip(starts, text_ends[first:last], strict=True)
     ]
     owners = np.searchsorted(ends, np.arange(first, last), side="right")
-    polygons = compare_polygons(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    compared = compare_masks(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    objects = ~annotations.crowd[first:last]
+    loose, flat = compared.loose & objects, compared.flat & objects
     return Counts(
-        loose_boxes=int(polygons.loose.sum()),
-        loose_images=_names(annotations, owners[polygons.loose]),
-        flat_polygons=int(polygons.flat.sum()),
-        flat_images=_names(annotations, owners[polygons.flat]),
+        loose_boxes=int(loose.sum()),
+        loose_images=_names(annotations, owners[loose]),
+        flat_masks=int(flat.sum()),
+        flat_images=_names(annotations, owners[flat]),
     )
 
 

@@ -155,12 +155,12 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
         )
     if boxes.loose is not None and boxes.loose > WARN_SHARE * boxes.objects and not corners:
         yield (
-            f"{boxes.loose} of {boxes.objects} boxes disagree with their polygons by more than 3 pixels, first in "
+            f"{boxes.loose} of {boxes.objects} boxes disagree with their masks by more than 3 pixels, first in "
             f"{_first(boxes.loose_images)}; compute bbox from segmentation"
         )
     if boxes.flat:
         yield (
-            f"{boxes.flat} of {boxes.objects} objects have polygons without area, first in "
+            f"{boxes.flat} of {boxes.objects} objects have masks without area, first in "
             f"{_first(boxes.flat_images)}: correct or remove them"
         )
 

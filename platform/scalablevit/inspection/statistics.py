@@ -84,11 +84,11 @@ class Boxes:
     largest: float
     """The largest absolute number in the file's boxes, pixels if the file is right."""
     loose: int | None
-    """Objects whose box disagrees with their polygons; None: not checked."""
+    """Objects whose box disagrees with their mask; None: not checked."""
     loose_images: tuple[str, ...]
     """The first images with one."""
     flat: int | None
-    """Objects whose polygons have no area; None: not checked."""
+    """Objects whose mask has no area; None: not checked."""
     flat_images: tuple[str, ...]
     """The first images with one."""
     scaled_side: float | None = None
@@ -298,7 +298,7 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         largest=float(of_file["largest"]),
         loose=counts.loose_boxes if compared else None,
         loose_images=tuple(map(printable, counts.loose_images)),
-        flat=counts.flat_polygons if compared else None,
+        flat=counts.flat_masks if compared else None,
         flat_images=tuple(map(printable, counts.flat_images)),
         scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
         without_area=int(of_file.get("without_area", 0)),

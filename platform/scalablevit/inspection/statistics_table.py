@@ -86,8 +86,8 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
         "boxes below a scaled pixel": boxes.below_pixel,
         "areas taken from boxes": boxes.without_area,
         "areas above their boxes": boxes.large_areas,
-        "boxes unlike their polygons": boxes.loose,
-        "polygons without area": boxes.flat,
+        "boxes unlike their masks": boxes.loose,
+        "masks without area": boxes.flat,
     }
     sizes = {"objects": boxes.by_size, "scaled objects": boxes.by_scaled_size}
     return {
