@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split, TarShards
 from scalablevit.inspection.findings import Findings, find_problems
 from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SharedImages, SkippedFiles, SplitStatistics
 
@@ -30,6 +30,10 @@ def found(data: Data, train: SplitStatistics, val: SplitStatistics, classes: int
 
 def folders(**fields: Any) -> ImageFolder:
     return ImageFolder(source="image_folder", root="r", train=Split(images="t"), val=Split(images="v"), **fields)
+
+
+def shards() -> TarShards:
+    return TarShards(source="tar_shards", root="r", train=Split(images="t"), val=Split(images="v"))
 
 
 def masks(classes: int, **fields: Any) -> MaskPairs:
@@ -103,6 +107,17 @@ def test_a_reduced_zero_label_names_the_class_by_its_mask_value() -> None:
 
 
 # --- classes ---
+
+
+@pytest.mark.parametrize("data", [folders(), shards()])
+def test_images_of_one_class_are_refused(data: Data) -> None:
+    error = the_error(found(data, split(samples_by_class=(9,)), split(samples_by_class=(4,)), 1))
+    assert error.startswith("data.train: only class red has images in training\n") and "add images of another" in error
+    one, good = split(samples_by_class=(0, 9, 0, 0, 0)), split(samples_by_class=(9,) * 5)
+    error = the_error(found(data, one, good, 5))
+    assert error.startswith("data.train: only class green has images in training, classes red, blue, white, black have")
+    assert "only class green has images in validation" in the_warning(found(data, good, one, 5))
+    assert found(coco(), with_boxes((9,)), with_boxes((9,)), 1) == Findings(), "a detector of one class is usual"
 
 
 @pytest.mark.parametrize(("classes", "refused"), [(3, True), (4, False)])

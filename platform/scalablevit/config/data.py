@@ -98,7 +98,7 @@ class _Images(Section):
     """Largest fraction of validation images that may also be training images (byte-identical); more is an error."""
     on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
     """Whether a class that a split has nothing of is a warning or an error. It is always an error where there are three
-    classes or fewer, and where the training masks hold at most one class."""
+    classes or fewer, and where the training masks or image folders hold at most one class."""
 
     @model_serializer(mode="wrap")
     def _drop_empty_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:

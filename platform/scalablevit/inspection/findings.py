@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, SplitName, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import printable
 from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SplitStatistics
@@ -168,23 +168,23 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
 def _check_classes(findings: Findings, split: SplitName, statistics: DataStatistics, data: Data) -> None:
     """Add an error for absent classes where there are few classes or the recipe asks for it, else a warning."""
     counts, absent = statistics.splits[split], statistics.absent(split)
-    if not absent:
+    known = len(statistics.classes) - len(absent)
+    one_label = isinstance(data, MaskPairs | ImageFolder | TarShards)  # others may have several classes, or none
+    alone = one_label and known <= 1 and counts.by_class is not None
+    if not absent and not (alone and split == "train"):
         return
     words, unit = _WORDS[split], statistics.unit
-    known = len(statistics.classes) - len(absent)
     pixels = _pixels_by_value(counts.pixels, statistics.classes, data) if counts.pixels and data else ""
     named = ", ".join(_describe_class(index, statistics.classes, counts.pixels, data) for index in absent[:_NAMED])
     named += and_more(len(absent), _NAMED)
     have = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     what = f"{have} no {unit} in {words}"
-    if known <= 1 and counts.pixels is not None:
-        first = next(
-            (name for name, count in zip(statistics.classes, counts.pixels.by_class, strict=True) if count), ""
-        )
-        begin = f"only class {printable(first)} has pixels" if known else "no class has pixels"
-        what = f"{begin} in {words}, {what.replace(f' in {words}', '')}"
-    fix = _class_fix(counts, data)
-    if len(statistics.classes) <= FEW_CLASSES or (known <= 1 and counts.pixels is not None and split == "train"):
+    if alone:
+        first = next((name for name, count in zip(statistics.classes, counts.by_class or (), strict=True) if count), "")
+        what = f"only class {printable(first)} has {unit} in {words}" if known else f"no class has {unit} in {words}"
+        what += f", {have} no {unit}" if absent else ""
+    fix = _class_fix(counts, data) if absent else "add images of another class: with one class, any prediction is right"
+    if len(statistics.classes) <= FEW_CLASSES or (alone and split == "train"):
         findings.errors.append(UserError(what + pixels, where=f"data.{split}", fix=fix))
     elif data.on_missing_class == "stop":
         findings.errors.append(
