@@ -244,6 +244,19 @@ def test_rare_classes_are_named_with_what_a_constant_prediction_reaches() -> Non
     assert found(folders(), tenth, tenth) == Findings()
 
 
+def test_images_that_exif_turns_within_their_size_get_a_warning_with_the_way_out() -> None:
+    good = with_pixels((90, 10), {0: 90, 1: 10})
+    warning = the_warning(found(masks(2), good, replace(good, flipped=2, flipped_images=("a.jpg", "b.jpg"))))
+    assert warning.startswith("val: EXIF's orientation turns or mirrors 2 images without a change of their size (a.jpg")
+    assert "remove the orientation from these files" in warning
+
+
+def test_files_of_several_pages_get_a_warning() -> None:
+    some = split(samples_by_class=(9, 9))
+    warning = the_warning(found(folders(), replace(some, paged=7, paged_files=("a.tif", "b.gif")), some))
+    assert warning.startswith("train: 7 files have several pages or frames (a.tif, b.gif), and only the first is read")
+
+
 def test_images_of_kinds_that_are_not_read_get_a_warning_and_other_files_none() -> None:
     files = (SkippedFiles(".heic", 7, ("a.heic", "b.heic")), SkippedFiles(".txt", 7, ("a.txt",)))
     some = split(samples_by_class=(9, 9))

@@ -52,12 +52,7 @@ def find_problems(statistics: DataStatistics, data: Data) -> Findings:
             _check_boxes(findings, split, counts.boxes, data)
         if len(findings.errors) == before:  # else classes are absent for that reason
             _check_classes(findings, split, statistics, data)
-        for skipped in counts.left_out:
-            if skipped.suffix in FOREIGN_IMAGES:
-                findings.warnings.append(
-                    f"{split}: {skipped.count} files in {skipped.suffix} are left out ({_first(skipped.names)}): "
-                    "convert them to JPEG or PNG to use them"
-                )
+        findings.warnings += [f"{split}: {warning}" for warning in _file_warnings(counts)]
     _check_shared(findings, statistics, data)
     if statistics.unit == "images":
         findings.warnings += _imbalance(statistics)
@@ -71,7 +66,29 @@ def find_evaluation_problems(statistics: DataStatistics, data: Data) -> tuple[li
         _check_boxes(boxes, "val", counts.boxes, data)
     if not boxes.errors:
         _check_classes(classes, "val", statistics, data)
-    return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings]
+    of_files = [f"val: {warning}" for warning in _file_warnings(counts)]
+    return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings, *of_files]
+
+
+def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
+    for skipped in counts.left_out:
+        if skipped.suffix in FOREIGN_IMAGES:
+            yield (
+                f"{skipped.count} files in {skipped.suffix} are left out ({_first(skipped.names)}): "
+                "convert them to JPEG or PNG to use them"
+            )
+    if counts.flipped:
+        yield (
+            f"EXIF's orientation turns or mirrors {counts.flipped} images without a change of their size "
+            f"({_first(counts.flipped_images)}): they are read upright, and sizes cannot tell whether their masks or "
+            "boxes are; if these were drawn on the stored pixels, remove the orientation from these files, else save "
+            "the pixels upright"
+        )
+    if counts.paged:
+        yield (
+            f"{counts.paged} files have several pages or frames ({_first(counts.paged_files)}), and only the first is "
+            "read: save the others as files of their own to use them"
+        )
 
 
 def _check_boxes(findings: Findings, split: SplitName, boxes: Boxes, data: CocoInstances) -> None:

@@ -118,6 +118,14 @@ class SplitStatistics:
     """The first of them."""
     left_out: tuple[SkippedFiles, ...]
     """Files that are not read, the most frequent suffix first."""
+    flipped: int | None = None
+    """Images with a mask or boxes that EXIF's orientation turns or mirrors without a change of their size."""
+    flipped_images: tuple[str, ...] = ()
+    """The first of them."""
+    paged: int | None = None
+    """Images and masks with pages or frames after the first one, which alone is read."""
+    paged_files: tuple[str, ...] = ()
+    """The first of them."""
 
     @property
     def by_class(self) -> tuple[int, ...] | None:
@@ -215,6 +223,10 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         turned=counts.turned if report.complete else None,
         turned_images=counts.turned_images,
         left_out=group_skipped(source.ignored),
+        flipped=counts.flipped if report.complete else None,
+        flipped_images=counts.flipped_images,
+        paged=counts.paged if report.complete else None,
+        paged_files=counts.paged_files,
     )
 
 

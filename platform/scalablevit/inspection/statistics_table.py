@@ -74,6 +74,8 @@ def _facts(split: SplitStatistics) -> dict[str, str]:
         else "",
         **(_box_facts(boxes) if boxes else {}),
         "swapped by EXIF": _number(split.turned),
+        "turned or mirrored by EXIF": _number(split.flipped),
+        "files of several pages": _number(split.paged),
     }
 
 
