@@ -27,7 +27,7 @@ class SkippedFiles:
     """Files next to the images that are not read, of one suffix."""
 
     suffix: str
-    """In lower case, with its dot; `/` for hidden folders; empty for files without a suffix."""
+    """In lower case, with its dot; `/` for hidden and system folders; empty for files without a suffix."""
     count: int
     names: tuple[str, ...]
     """The first of them."""

@@ -117,7 +117,7 @@ def _skipped_files(
 
 
 def _kind_name(suffix: str) -> str:
-    return {"": "files without suffix", "/": "hidden folders"}.get(suffix, suffix)
+    return {"": "files without suffix", "/": "hidden or system folders"}.get(suffix, suffix)
 
 
 def _files(skipped: SkippedFiles | None) -> str:
