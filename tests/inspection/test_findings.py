@@ -186,6 +186,8 @@ def test_boxes_that_all_vanish_when_scaled_are_refused() -> None:
         ({"crowds": 51}, ["51 of 100 instances are crowds"]),
         ({"below_pixel": 2}, ["2 of 100 objects are less than a pixel", "a larger data.short_side (800)"]),
         ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their masks", "a.jpg"]),
+        ({"doubled": 2, "doubled_images": ("a.jpg",)}, ["2 of 100 objects are annotated twice", "a.jpg"]),
+        ({"empty_images": 5}, ["5 of 8 images have no object", "leave images that nobody has labelled out"]),
         ({"large_areas": 2}, ["2 of 100 instances have an area larger than their box"]),
         ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have masks without area", "b.jpg"]),
     ],
@@ -249,6 +251,27 @@ def test_images_that_exif_turns_within_their_size_get_a_warning_with_the_way_out
     warning = the_warning(found(masks(2), good, replace(good, flipped=2, flipped_images=("a.jpg", "b.jpg"))))
     assert warning.startswith("val: EXIF's orientation turns or mirrors 2 images without a change of their size (a.jpg")
     assert "remove the orientation from these files" in warning
+
+
+@pytest.mark.parametrize(
+    ("fields", "warns"),
+    [({"mean": (123.675, 116.28, 103.53)}, True), ({"std": (58.395, 57.12, 57.375)}, True),
+     ({"mean": (0.0, 0.0, 1.0), "std": (1.0, 1.0, 1.0)}, False)],
+)  # fmt: skip
+def test_mean_and_std_of_0_to_255_get_a_warning(fields: dict[str, Any], warns: bool) -> None:
+    some = split(samples_by_class=(9, 9))
+    warnings = found(folders(), some, some, **fields).warnings
+    assert [text.split(":")[0] for text in warnings] == [
+        f"data.{name} [{value[0]:g}, {value[1]:g}, {value[2]:g}] is above 1, and pixels are scaled to 0..1 before"
+        for name, value in fields.items() if warns
+    ]  # fmt: skip
+
+
+def test_class_names_that_differ_in_case_alone_get_a_warning() -> None:
+    some = split(samples_by_class=(9, 9, 9, 9))
+    statistics = DataStatistics(("Cat", "dog", "cat ", "bird"), "images", some, some, None, ())
+    warning = the_warning(find_problems(statistics, folders()))
+    assert warning == "1 class names differ in case or spaces alone (Cat and cat ): make them one class if they are one"
 
 
 def test_files_of_several_pages_get_a_warning() -> None:

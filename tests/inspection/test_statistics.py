@@ -177,6 +177,13 @@ def test_boxes_that_disagree_with_their_masks_and_masks_without_area(tmp_path: P
     assert (found.flat, found.flat_images) == (1, ("1.png",))
 
 
+def test_objects_of_one_class_with_equal_boxes_are_counted_but_not_crowds(tmp_path: Path) -> None:
+    boxes: list[list[float]] = [[10, 10, 30, 30]] * 6 + [[10, 10, 30, 31]]
+    objects = [{}, {}, {}, {"category_id": 2}, {"image_id": 2}, {"iscrowd": 1}, {}]
+    found = counted(coco(tmp_path, boxes, objects=objects)).boxes
+    assert found is not None and (found.doubled, found.doubled_images) == (2, ("1.png",))
+
+
 def test_run_lengths_are_compared_as_polygons_are_but_not_those_of_crowds(tmp_path: Path) -> None:
     def mask(left: int, right: int = 40) -> NDArray[np.bool_]:
         region = np.zeros((100, 200), np.bool_)

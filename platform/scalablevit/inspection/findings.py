@@ -22,6 +22,8 @@ WARN_SHARE = 0.01
 """A problem of at most this fraction of the boxes is in the table only; more give a warning."""
 CROWD_SHARE = 0.5
 """A larger fraction of crowds among the instances gives a warning."""
+EMPTY_SHARE = 0.5
+"""A larger fraction of images without an object gives a warning."""
 RARE = 0.1
 """A class with less than this fraction of the most frequent class's images gets a warning."""
 FOREIGN_IMAGES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm", ".svg"})
@@ -54,6 +56,8 @@ def find_problems(statistics: DataStatistics, data: Data) -> Findings:
             _check_classes(findings, split, statistics, data)
         findings.warnings += [f"{split}: {warning}" for warning in _file_warnings(counts)]
     _check_shared(findings, statistics, data)
+    findings.warnings += _normalization_warnings(data)
+    findings.warnings += _name_warnings(statistics.classes)
     if statistics.unit == "images":
         findings.warnings += _imbalance(statistics)
     return findings
@@ -83,6 +87,11 @@ def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
             f"({_first(counts.flipped_images)}): they are read upright, and sizes cannot tell whether their masks or "
             "boxes are; if these were drawn on the stored pixels, remove the orientation from these files, else save "
             "the pixels upright"
+        )
+    if counts.boxes and counts.boxes.empty_images > EMPTY_SHARE * counts.samples:
+        yield (
+            f"{counts.boxes.empty_images} of {counts.samples} images have no object, so that any detection in them is "
+            "wrong: leave images that nobody has labelled out of the file"
         )
     if counts.paged:
         yield (
@@ -163,6 +172,11 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
         yield (
             f"{boxes.below_pixel} of {boxes.objects} objects are less than a pixel wide or high in the scaled image, "
             f"and training leaves them out; a larger data.short_side ({data.short_side}) keeps them"
+        )
+    if boxes.doubled > WARN_SHARE * boxes.objects:
+        yield (
+            f"{boxes.doubled} of {boxes.objects} objects are annotated twice, with the same class and box, first in "
+            f"{_first(boxes.doubled_images)}: evaluation takes the second for one that was missed; remove it"
         )
     if boxes.large_areas > WARN_SHARE * total:
         yield (
@@ -276,6 +290,27 @@ def _same_images(data: Data) -> bool:
     train, val = data.train, data.val
     same = Path(train.images) == Path(val.images)
     return same and (not isinstance(data, CocoInstances) or train.annotations == val.annotations)
+
+
+def _normalization_warnings(data: Data) -> Iterator[str]:
+    """Warn of a mean or deviation of pixels of 0..255, as other libraries have them."""
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if max(values) > 1:
+            yield (
+                f"data.{name} [{', '.join(f'{value:g}' for value in values)}] is above 1, and pixels are scaled to 0..1"
+                " before: divide it by 255"
+            )
+
+
+def _name_warnings(classes: tuple[str, ...]) -> Iterator[str]:
+    by_form: dict[str, list[str]] = {}
+    for name in classes:
+        by_form.setdefault("".join(name.casefold().split()), []).append(printable(name))
+    if alike := [" and ".join(names) for names in by_form.values() if len(names) > 1]:
+        yield (
+            f"{len(alike)} class names differ in case or spaces alone ({', '.join(alike[:_NAMED])}"
+            f"{and_more(len(alike), _NAMED)}): make them one class if they are one"
+        )
 
 
 def _imbalance(statistics: DataStatistics) -> Iterator[str]:

@@ -98,6 +98,10 @@ class Boxes:
     """Instances whose `area` is missing or 0: that of their box is used."""
     large_areas: int = 0
     """Instances whose `area` is larger than their box, see `data.boxes.LARGE_AREA`."""
+    doubled: int = 0
+    """Objects with image, class and box of an earlier object."""
+    doubled_images: tuple[str, ...] = ()
+    """The first images with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +298,8 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
     sides = (annotations.boxes[:, 2:] - annotations.boxes[:, :2]) * factors[:, None]
     of_file: Mapping[str, float] = annotations.box_counts
     counts: Counts = report.counts
+    described = np.column_stack([owners, annotations.labels, annotations.boxes])[objects]
+    doubled = np.delete(owners[objects], np.unique(described, axis=0, return_index=True)[1])
     compared = report.complete and annotations.segmentations is not None
     return Boxes(
         annotations=int(of_file["annotations"]),
@@ -315,6 +321,8 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
         without_area=int(of_file.get("without_area", 0)),
         large_areas=int(of_file.get("large_areas", 0)),
+        doubled=len(doubled),
+        doubled_images=tuple(printable(annotations.names[int(i)]) for i in np.unique(doubled)[:NAMED]),
     )
 
 

@@ -86,6 +86,7 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
         "boxes clipped": boxes.clipped,
         "boxes dropped": boxes.dropped,
         "boxes below a scaled pixel": boxes.below_pixel,
+        "objects annotated twice": boxes.doubled,
         "areas taken from boxes": boxes.without_area,
         "areas above their boxes": boxes.large_areas,
         "boxes unlike their masks": boxes.loose,
