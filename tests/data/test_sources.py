@@ -474,6 +474,27 @@ def test_links_inside_the_data_set_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["Pixel Value, Class\n0, sky\n1, road\n", "# label:color_rgb:parts:actions\nsky:0,0,0::\nroad:9,0,0::\n",
+     "names:\n  0: sky\n  1: road\n", "names:\n- sky\n- road\n", '{\n"0": "sky",\n"1": "road"\n}', "1: sky\n0: road\n",
+     "0\tsky\n2\troad\n"],
+)  # fmt: skip
+def test_tables_are_no_lists_of_class_names(tmp_path: Path, text: str) -> None:
+    """Their headings would be class 0, and all others be shifted; such files come with exports of labelling tools."""
+    write_pairs(tmp_path / "set")
+    (tmp_path / "set/classes.txt").write_text(text)
+    message = refused(pairs(), tmp_path)
+    assert "classes.txt: it begins with" in message and "is no plain list of names" in message
+
+
+@pytest.mark.parametrize("text", ["0: sky\n1: road\n", "1,sky\n2,road\n", "1 euro\n5 euro\n", "c#\n2: x\n3\n"])
+def test_numbers_of_the_lines_and_names_with_numbers_are_read(tmp_path: Path, text: str) -> None:
+    write_pairs(tmp_path / "set")
+    (tmp_path / "set/classes.txt").write_text(text)
+    assert open_source(pairs(), "train", tmp_path).classes == tuple(text.splitlines())
+
+
+@pytest.mark.parametrize(
     ("classes", "message"),
     [
         ("gone.txt", "no file"),
