@@ -225,6 +225,12 @@ def test_shared_images_are_refused_above_the_limit_and_named_below() -> None:
     assert found(folders(), some, some, shared=None) == Findings(), "not known"
 
 
+def test_equal_images_of_several_classes_get_a_warning() -> None:
+    some, shared = split(samples_by_class=(9, 9)), SharedImages(0, 100, (), 3, (("cat/a.jpg", "dog/b.jpg"),))
+    warning = the_warning(found(folders(), some, some, shared=shared))
+    assert warning.startswith("3 images have the bytes of an image of another class: cat/a.jpg = dog/b.jpg and 2 more;")
+
+
 def test_splits_that_name_the_same_folder_are_told_so() -> None:
     some, shared = split(samples_by_class=(9, 9)), SharedImages(8, 8, ())
     same = {"train": Split(images="./a"), "val": Split(images="a/")}

@@ -243,6 +243,17 @@ def test_shared_images_are_those_of_equal_bytes_whatever_their_name_and_class(tm
     assert shared_images(train, val) == SharedImages(2, 4, expected.names)
 
 
+def test_equal_images_of_several_classes_are_counted_in_each_split(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, greys in (("cat", (1, 2, 3, 3)), ("dog", (2, 4)), ("emu", (5, 2))):
+            for place, grey in enumerate(greys):
+                picture(tmp_path / split / name / f"{place}.png", grey + 100 * (split == "val"))
+    data = ImageFolder(source="image_folder", root=str(tmp_path), **FOLDERS)
+    train, val = (open_source(data, split, Path("/")) for split in ("train", "val"))  # type: ignore[arg-type]
+    found = shared_images(train, val)
+    assert found == SharedImages(0, 8, (), 4, (("cat/1.png", "dog/0.png"), ("dog/0.png", "emu/1.png")) * 2)
+
+
 def made(by_class: tuple[int, ...], classes: tuple[str, ...], **fields: Any) -> DataStatistics:
     split = SplitStatistics(samples=sum(by_class), looked_at=sum(by_class), samples_by_class=by_class,
                             objects_by_class=None, pixels=None, boxes=None, turned=0, turned_images=(),

@@ -262,9 +262,14 @@ def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> st
 
 def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) -> None:
     shared = statistics.shared
+    if shared is not None and shared.contradictions:
+        findings.warnings.append(
+            f"{shared.contradictions} images have the bytes of an image of another class: "
+            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in one class"
+        )
     if shared is None or not shared.count:
         return
-    named = ", ".join(f"{val} = {train}" for val, train in shared.names[:_NAMED])
+    named = _pairs(shared.names)
     more = and_more(shared.count, _NAMED)
     what = (
         f"{shared.count} of {shared.of} validation images are training images, too (equal bytes; validation = "
@@ -283,6 +288,10 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
         )
     else:
         findings.warnings.append(f"{what}; remove them from one of the splits")
+
+
+def _pairs(names: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{one} = {other}" for one, other in names[:_NAMED])
 
 
 def _same_images(data: Data) -> bool:

@@ -148,6 +148,10 @@ class SharedImages:
     """Validation images that could be read."""
     names: tuple[tuple[str, str], ...]
     """The first pairs of validation image and training image."""
+    contradictions: int = 0
+    """Images whose bytes are those of an image of another class in the same split."""
+    contradicting: tuple[tuple[str, str], ...] = ()
+    """The first pairs of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +257,21 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     alike = np.flatnonzero(np.isin(val_heads, heads) & readable)
     pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
     names = tuple((printable(val.names[i]), printable(train.names[k])) for i, k in pairs[:NAMED])
-    return SharedImages(len(pairs), int(readable.sum()), names)
+    contradicting = [*_contradictions(train, train_sums), *_contradictions(val, val_sums)]
+    return SharedImages(len(pairs), int(readable.sum()), names, len(contradicting), tuple(contradicting[:NAMED]))
+
+
+def _contradictions(source: Source, sums: NDArray[np.uint8]) -> list[tuple[str, str]]:
+    """Return the names of images with the same sum, next to each other by class, and of different classes."""
+    labels = source.listing.arrays.get("labels")
+    if labels is None or labels.ndim == 2:
+        return []
+    heads = _heads(sums)
+    order = np.lexsort((labels, heads))
+    one, other = order[:-1], order[1:]
+    differ = np.flatnonzero((heads[one] == heads[other]) & (labels[one] != labels[other]) & sums[one].any(axis=1))
+    pairs = [(int(one[i]), int(other[i])) for i in differ if (sums[one[i]] == sums[other[i]]).all()]
+    return [(printable(source.names[i]), printable(source.names[k])) for i, k in pairs]
 
 
 def group_skipped(names: tuple[str, ...]) -> tuple[SkippedFiles, ...]:
