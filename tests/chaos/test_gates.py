@@ -221,6 +221,7 @@ SECOND = [
     Case("class names are equal up to Unicode form (NFC): ", "pretrain", change=unicode_twins),
     Case("class names occur twice: a", "segment", change=named("a\nb\na\n")),
     Case("characters that cannot be printed", "segment", change=named("a\nb\x07\n")),
+    Case("is no plain list of names", "segment", change=named("id, name\n0, sky\n1, road\n")),
     Case("300 classes do not fit into 8-bit masks", "segment", change=named("\n".join(map(str, range(300))))),
     Case("0 is also the mask value of class", "segment", ("stages.segment.data.ignore_index=0",)),
     # COCO

@@ -427,9 +427,35 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     assert (again.box_counts["clipped"], again.box_counts["dropped"], again.without_mask) == (1, 3, 0)
 
 
-@pytest.mark.parametrize("box", [[5, 5, 1e-6, 5], [29.9999999, 5, 5, 5], [-1e308, 0, 1e308, 5], [0, 0, 1e-30, 1e-30]])
+@pytest.mark.parametrize("box", [[5, 5, 1e-6, 5], [29.9999999, 5, 5, 5], [-1e308, 0, 1e308, 5], [0, 0, 1e-30, 1e-30],
+                                 [21.14, 5, 1e-6, 5]])  # fmt: skip
 def test_the_thinnest_boxes_stop_nothing(tmp_path: Path, box: list[float]) -> None:
     use(write(tmp_path, annotation(0, bbox=box)))
+
+
+def test_a_box_whose_sides_are_equal_as_fractions_of_the_image_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Transforms keep fractions in float32, and raise where x_max is not above x_min."""
+    size, box = 601, [100.32111671916175, 5, 4.082259133871333e-06, 9]
+    write(tmp_path, lambda content: (image(width=size)(content), annotation(0, bbox=box)(content)))
+    Image.new("RGB", (size, HEIGHT)).save(tmp_path / "train/a.png")
+    data = section(tmp_path, instance_masks=False, short_side=HEIGHT, long_side=size)
+    source = open_source(data, "train", Path("/"))
+    assert source.annotations is not None and source.annotations.box_counts["dropped"] == 1
+    item = SampleDataset(source, data, 0, train=True)[Key(1, 0, 0)]
+    assert not isinstance(item, Bad) and item["labels"].tolist() == [0]
+
+
+def test_an_area_that_is_missing_or_0_is_that_of_the_box(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        annotation(0, area=0)(content)
+        content["annotations"][2].pop("area")
+        content["annotations"].append({**content["annotations"][1], "id": 8, "area": 63})  # of 5 x 5 pixels
+        content["annotations"].append({**content["annotations"][1], "id": 9, "area": 53})
+
+    annotations = opened(write(tmp_path, change)).annotations
+    assert annotations is not None
+    assert annotations.areas.tolist() == [25, 63, 53, 80, 25]
+    assert (annotations.box_counts["without_area"], annotations.box_counts["large_areas"]) == (2, 1)
 
 
 def test_a_box_that_is_too_small_takes_its_mask_and_label_along(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_image_folder_is_listed_in_order(tmp_path: Path) -> None:
         Sample(train / "dog/2.jpg", 1, None),
     ]
     assert source[1:3] == list(source)[1:3]
-    assert source.ignored == ("cat/notes.txt",)
+    assert source.ignored == ("cat/.hidden.jpg", "cat/notes.txt")
     with pytest.raises(IndexError):
         source[5]
 
@@ -140,7 +140,7 @@ def test_files_beside_the_class_folders_are_named_as_images_without_a_class(tmp_
     (tmp_path / "set/train/gone.jpg").symlink_to("nowhere")
     for source in (open_source(folder(), "train", tmp_path), open_class_folders(tmp_path / "set/train")):
         assert list(source.names) == list(before.names) and source.digest() == before.digest()
-        assert source.ignored == ("1.PNG", "2.jpg", "README", "gone.jpg", "cat/notes.txt")
+        assert source.ignored == (".hidden.jpg", "1.PNG", "2.jpg", "README", "gone.jpg", "cat/notes.txt")
         (note,) = source.notes
         assert note == "3 images beside the class folders have no class and are left out: 1.PNG, 2.jpg, gone.jpg"
     assert open_source(folder(), "val", tmp_path).notes == before.notes == ()
@@ -233,7 +233,7 @@ def test_files_left_out_are_counted_by_suffix_and_the_first_named() -> None:
     names = [*(f"{number}.heic" for number in range(9)), "README", ".bird/", "a\n.txt"]
     assert describe_skipped(names) == (
         "12 other files left out: 9 .heic (0.heic, 1.heic, 2.heic and 6 more), 1 .txt (a\\n.txt), "
-        "1 hidden folders (.bird/), 1 without suffix (README)"
+        "1 hidden or system folders (.bird/), 1 without suffix (README)"
     )
     assert describe_skipped([f"x.{number}" for number in range(10)]).endswith("1 .7 (x.7), 2 with 2 further suffixes")
 
@@ -474,6 +474,27 @@ def test_links_inside_the_data_set_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["Pixel Value, Class\n0, sky\n1, road\n", "# label:color_rgb:parts:actions\nsky:0,0,0::\nroad:9,0,0::\n",
+     "names:\n  0: sky\n  1: road\n", "names:\n- sky\n- road\n", '{\n"0": "sky",\n"1": "road"\n}', "1: sky\n0: road\n",
+     "0\tsky\n2\troad\n"],
+)  # fmt: skip
+def test_tables_are_no_lists_of_class_names(tmp_path: Path, text: str) -> None:
+    """Their headings would be class 0, and all others be shifted; such files come with exports of labelling tools."""
+    write_pairs(tmp_path / "set")
+    (tmp_path / "set/classes.txt").write_text(text)
+    message = refused(pairs(), tmp_path)
+    assert "classes.txt: it begins with" in message and "is no plain list of names" in message
+
+
+@pytest.mark.parametrize("text", ["0: sky\n1: road\n", "1,sky\n2,road\n", "1 euro\n5 euro\n", "c#\n2: x\n3\n"])
+def test_numbers_of_the_lines_and_names_with_numbers_are_read(tmp_path: Path, text: str) -> None:
+    write_pairs(tmp_path / "set")
+    (tmp_path / "set/classes.txt").write_text(text)
+    assert open_source(pairs(), "train", tmp_path).classes == tuple(text.splitlines())
+
+
+@pytest.mark.parametrize(
     ("classes", "message"),
     [
         ("gone.txt", "no file"),
@@ -514,6 +535,39 @@ def test_listed_classes_equal_up_to_unicode_form_are_named_as_such(tmp_path: Pat
     write_pairs(tmp_path / "set")
     with pytest.raises(UserError, match="equal up to Unicode form"):
         open_source(pairs(classes=[NFC, NFD]), "train", tmp_path)
+
+
+RUBBISH = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", ".Trashes", "#recycle")
+
+
+@pytest.mark.parametrize("name", RUBBISH)
+def test_folders_of_storage_and_systems_are_no_classes_and_hold_no_samples(tmp_path: Path, name: str) -> None:
+    """As a NAS, macOS and Windows make them, with thumbnails or deleted files."""
+    write_folder(tmp_path / "set")
+    before = list(open_source(folder(), "train", tmp_path).names)
+    for place in ("", "cat/"):
+        write_image(tmp_path / f"set/train/{place}{name}/10.jpg/SYNOPHOTO_THUMB_M.jpg")
+    source = open_source(folder(), "train", tmp_path)
+    assert (source.classes, list(source.names)) == (("cat", "dog"), before)
+    assert source.ignored == (f"{name}/", f"cat/{name}/") and source.notes == ()
+    assert list_images(tmp_path / "set/train/cat") == (["10.jpg", "2.jpg"], [f"{name}/"])
+
+
+def test_folders_of_systems_are_left_out_of_pairs_and_annotated_images(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    for kind in ("images", "masks"):
+        write_image(tmp_path / f"set/{kind}/val/sub/@eaDir/a.jpg")
+        write_image(tmp_path / f"set/{kind}/val/sub/._a.jpg")
+    source = open_source(pairs(), "val", tmp_path)
+    assert list(source.names) == ["b.jpg", "sub/a.jpg"]
+    assert source.ignored == ("sub/._a.jpg", "sub/@eaDir/") * 2
+
+
+def test_other_hidden_files_are_not_worth_a_word(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    for place in ("", "cat/"):
+        (tmp_path / f"set/train/{place}.DS_Store").touch()
+    assert open_source(folder(), "train", tmp_path).ignored == ()
 
 
 def test_a_class_folder_with_a_leading_dot_is_counted_as_left_out(tmp_path: Path) -> None:

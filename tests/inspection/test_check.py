@@ -125,6 +125,51 @@ def test_images_that_exif_turns_are_counted(base: Path) -> None:
         assert (counts.turned, [Path(name).name for name in counts.turned_images]) == (2, ["0.jpg", "2.jpg"])
 
 
+def test_images_that_exif_turns_within_their_size_are_counted_where_there_are_masks(base: Path) -> None:
+    """Sizes cannot tell whether a mask is meant for the upright image."""
+    exif = Image.Exif()
+    for number, (orientation, size, suffix) in enumerate(
+        ((3, (20, 10), "jpg"), (2, (20, 10), "png"), (6, (10, 20), "jpg"), (8, (10, 10), "jpg"), (4, (20, 10), "tif"),
+         (1, (20, 10), "webp"))
+    ):  # fmt: skip
+        exif[0x0112] = orientation
+        (base / f"train/i/{number}.jpg").unlink()
+        Image.new("RGB", size).save(base / f"train/i/{number}.{suffix}", exif=exif)
+    Image.new("L", (10, 10)).save(base / "train/m/3.png")
+    for depth in ("headers", "masks", "pixels"):
+        counts = checked(pairs(base), depth=depth).counts
+        assert (counts.flipped, counts.turned) == (4, 1)
+        assert [Path(name).name for name in counts.flipped_images] == ["0.jpg", "1.png", "3.jpg", "4.tif"]
+    assert checked(folder_of(base)).counts.flipped == 0, "a class has no place in the image"
+
+
+@pytest.mark.parametrize("depth", ["headers", "masks", "pixels"])
+def test_files_of_several_pages_or_frames_are_counted(base: Path, depth: Depth) -> None:
+    pages = [Image.new("RGB", (20, 10), (90 * number, 0, 0)) for number in range(3)]
+    for number, suffix in enumerate(("tif", "gif", "webp", "png")):
+        (base / f"train/i/{number}.jpg").unlink()
+        pages[0].save(base / f"train/i/{number}.{suffix}", save_all=True, append_images=pages[1:])
+    (base / "train/i/5.jpg").unlink()
+    pages[0].save(base / "train/i/5.tif")
+    masks = [Image.new("L", (20, 10), number) for number in range(2)]
+    (base / "train/m/4.png").unlink()
+    masks[0].save(base / "train/m/4.tif", save_all=True, append_images=masks[1:])
+    report = checked(pairs(base), base / "cache", depth)
+    assert sound(report) and report.counts.paged == 5
+    assert [Path(name).name for name in report.counts.paged_files] == ["0.tif", "1.gif", "2.webp", "3.png", "4.tif"]
+    assert checked(pairs(base), base / "cache", depth) == report
+
+
+def test_what_follows_the_first_page_may_be_damaged(base: Path) -> None:
+    pages = [Image.new("L", (20, 10), number) for number in range(2)]
+    file = base / "train/i/0.gif"
+    (base / "train/i/0.jpg").unlink()
+    pages[0].save(file, save_all=True, append_images=pages[1:])
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b"\x2c") + 4])
+    assert sound(checked(pairs(base)))
+
+
 def test_a_deadline_ends_the_look_and_keeps_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pairs(base)
     (base / "train/i/5.jpg").write_bytes(b"spoilt")
@@ -140,10 +185,10 @@ def test_a_deadline_ends_the_look_and_keeps_nothing(base: Path, monkeypatch: pyt
 
 
 def test_counts_add_up() -> None:
-    some = Counts(looked_at=1, turned=1, turned_images=("a",), loose_boxes=2, flat_polygons=3, flat_images=("b",))
+    some = Counts(looked_at=1, turned=1, turned_images=("a",), loose_boxes=2, flat_masks=3, flat_images=("b",))
     masks = Counts(looked_at=2, pixels=(1, 2), turned_images=tuple("cdefg"))
     total = some + masks + masks
-    assert (total.looked_at, total.turned, total.loose_boxes, total.flat_polygons) == (5, 1, 2, 3)
+    assert (total.looked_at, total.turned, total.loose_boxes, total.flat_masks) == (5, 1, 2, 3)
     assert total.pixels == (2, 4) and total.turned_images == tuple("acdef") and total.flat_images == ("b",)
 
 

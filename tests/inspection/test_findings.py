@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, Split, TarShards
 from scalablevit.inspection.findings import Findings, find_problems
 from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SharedImages, SkippedFiles, SplitStatistics
 
@@ -30,6 +30,10 @@ def found(data: Data, train: SplitStatistics, val: SplitStatistics, classes: int
 
 def folders(**fields: Any) -> ImageFolder:
     return ImageFolder(source="image_folder", root="r", train=Split(images="t"), val=Split(images="v"), **fields)
+
+
+def shards() -> TarShards:
+    return TarShards(source="tar_shards", root="r", train=Split(images="t"), val=Split(images="v"))
 
 
 def masks(classes: int, **fields: Any) -> MaskPairs:
@@ -105,6 +109,17 @@ def test_a_reduced_zero_label_names_the_class_by_its_mask_value() -> None:
 # --- classes ---
 
 
+@pytest.mark.parametrize("data", [folders(), shards()])
+def test_images_of_one_class_are_refused(data: Data) -> None:
+    error = the_error(found(data, split(samples_by_class=(9,)), split(samples_by_class=(4,)), 1))
+    assert error.startswith("data.train: only class red has images in training\n") and "add images of another" in error
+    one, good = split(samples_by_class=(0, 9, 0, 0, 0)), split(samples_by_class=(9,) * 5)
+    error = the_error(found(data, one, good, 5))
+    assert error.startswith("data.train: only class green has images in training, classes red, blue, white, black have")
+    assert "only class green has images in validation" in the_warning(found(data, good, one, 5))
+    assert found(coco(), with_boxes((9,)), with_boxes((9,)), 1) == Findings(), "a detector of one class is usual"
+
+
 @pytest.mark.parametrize(("classes", "refused"), [(3, True), (4, False)])
 def test_an_absent_class_is_refused_in_a_short_list_and_named_in_a_longer_one(classes: int, refused: bool) -> None:
     good, without = ((9,) * classes, (9,) * (classes - 1) + (0,))
@@ -170,8 +185,11 @@ def test_boxes_that_all_vanish_when_scaled_are_refused() -> None:
         ({"corners": 89, "reach_out": 10, "clipped": 10}, ["10 of 100 boxes reach out"]),
         ({"crowds": 51}, ["51 of 100 instances are crowds"]),
         ({"below_pixel": 2}, ["2 of 100 objects are less than a pixel", "a larger data.short_side (800)"]),
-        ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their polygons", "a.jpg"]),
-        ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have polygons without area", "b.jpg"]),
+        ({"loose": 2, "loose_images": ("a.jpg",)}, ["2 of 100 boxes disagree with their masks", "a.jpg"]),
+        ({"doubled": 2, "doubled_images": ("a.jpg",)}, ["2 of 100 objects are annotated twice", "a.jpg"]),
+        ({"empty_images": 5}, ["5 of 8 images have no object", "leave images that nobody has labelled out"]),
+        ({"large_areas": 2}, ["2 of 100 instances have an area larger than their box"]),
+        ({"flat": 1, "flat_images": ("b.jpg",)}, ["1 of 100 objects have masks without area", "b.jpg"]),
     ],
 )  # fmt: skip
 def test_strange_boxes_get_one_warning_with_their_counts(fields: dict[str, Any], parts: list[str]) -> None:
@@ -180,7 +198,15 @@ def test_strange_boxes_get_one_warning_with_their_counts(fields: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "fields", [{"reach_out": 1, "clipped": 1}, {"corners": 100, "reach_out": 1}, {"loose": 1}, {"crowds": 50}]
+    "fields",
+    [
+        {"reach_out": 1, "clipped": 1},
+        {"corners": 100, "reach_out": 1},
+        {"loose": 1},
+        {"crowds": 50},
+        {"without_area": 100},
+        {"large_areas": 1},
+    ],
 )
 def test_few_strange_boxes_are_not_worth_a_word(fields: dict[str, Any]) -> None:
     assert found(coco(), with_boxes(**fields), with_boxes()) == Findings()
@@ -197,6 +223,12 @@ def test_shared_images_are_refused_above_the_limit_and_named_below() -> None:
     warning = the_warning(found(folders(), some, some, shared=shared, max_shared_fraction=0.02))
     assert warning.startswith("2 of 100 validation images are training images") and "remove them" in warning
     assert found(folders(), some, some, shared=None) == Findings(), "not known"
+
+
+def test_equal_images_of_several_classes_get_a_warning() -> None:
+    some, shared = split(samples_by_class=(9, 9)), SharedImages(0, 100, (), 3, (("cat/a.jpg", "dog/b.jpg"),))
+    warning = the_warning(found(folders(), some, some, shared=shared))
+    assert warning.startswith("3 images have the bytes of an image of another class: cat/a.jpg = dog/b.jpg and 2 more;")
 
 
 def test_splits_that_name_the_same_folder_are_told_so() -> None:
@@ -218,6 +250,40 @@ def test_rare_classes_are_named_with_what_a_constant_prediction_reaches() -> Non
     assert "a constant prediction reaches a top1 of 0.95 on validation" in warning
     tenth = split(samples_by_class=(50, 5))
     assert found(folders(), tenth, tenth) == Findings()
+
+
+def test_images_that_exif_turns_within_their_size_get_a_warning_with_the_way_out() -> None:
+    good = with_pixels((90, 10), {0: 90, 1: 10})
+    warning = the_warning(found(masks(2), good, replace(good, flipped=2, flipped_images=("a.jpg", "b.jpg"))))
+    assert warning.startswith("val: EXIF's orientation turns or mirrors 2 images without a change of their size (a.jpg")
+    assert "remove the orientation from these files" in warning
+
+
+@pytest.mark.parametrize(
+    ("fields", "warns"),
+    [({"mean": (123.675, 116.28, 103.53)}, True), ({"std": (58.395, 57.12, 57.375)}, True),
+     ({"mean": (0.0, 0.0, 1.0), "std": (1.0, 1.0, 1.0)}, False)],
+)  # fmt: skip
+def test_mean_and_std_of_0_to_255_get_a_warning(fields: dict[str, Any], warns: bool) -> None:
+    some = split(samples_by_class=(9, 9))
+    warnings = found(folders(), some, some, **fields).warnings
+    assert [text.split(":")[0] for text in warnings] == [
+        f"data.{name} [{value[0]:g}, {value[1]:g}, {value[2]:g}] is above 1, and pixels are scaled to 0..1 before"
+        for name, value in fields.items() if warns
+    ]  # fmt: skip
+
+
+def test_class_names_that_differ_in_case_alone_get_a_warning() -> None:
+    some = split(samples_by_class=(9, 9, 9, 9))
+    statistics = DataStatistics(("Cat", "dog", "cat ", "bird"), "images", some, some, None, ())
+    warning = the_warning(find_problems(statistics, folders()))
+    assert warning == "1 class names differ in case or spaces alone (Cat and cat ): make them one class if they are one"
+
+
+def test_files_of_several_pages_get_a_warning() -> None:
+    some = split(samples_by_class=(9, 9))
+    warning = the_warning(found(folders(), replace(some, paged=7, paged_files=("a.tif", "b.gif")), some))
+    assert warning.startswith("train: 7 files have several pages or frames (a.tif, b.gif), and only the first is read")
 
 
 def test_images_of_kinds_that_are_not_read_get_a_warning_and_other_files_none() -> None:

@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as reference
 
 from scalablevit.config.data import CocoInstances, ImageFolder, MaskPairs, Split
-from scalablevit.data.boxes import compare_polygons, scale_factors
+from scalablevit.data.boxes import compare_masks, scale_factors
+from scalablevit.data.shapes import encode_rle
 from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection.check import check_split
 from scalablevit.inspection.findings import find_problems
@@ -160,19 +163,41 @@ def test_boxes_clipped_dropped_below_a_pixel_and_read_as_corners(tmp_path: Path)
     assert (found.below_pixel, found.corners, found.largest) == (1, 1, 300.0)
 
 
-def test_boxes_that_disagree_with_their_polygons_and_polygons_without_area(tmp_path: Path) -> None:
-    boxes: list[list[float]] = [[10, 10, 30, 30]] * 6
+def test_boxes_that_disagree_with_their_masks_and_masks_without_area(tmp_path: Path) -> None:
+    boxes: list[list[float]] = [[10, 10, 30, 30]] * 5
     near, far = ([[10 + by, 10, 40, 10, 40, 40, 10, 40]] for by in (3.0, 3.1))
     for shift, polygons in ((3.0, near), (3.1, far)):
         polygons[0][6] = 10 + shift  # the left side as a whole
-    runs = {"size": [100, 200], "counts": [0, 100, 19900]}
     two = [[10, 10, 20, 10, 20, 40], [30, 10, 40, 10, 40, 40]]
     line = [[10, 10, 40, 40, 10, 10]]
-    objects = [{"segmentation": each} for each in (near, far, runs, two, line)] + [{}]
+    objects = [{"segmentation": each} for each in (near, far, two, line)] + [{}]
     found = counted(coco(tmp_path, boxes, objects=objects)).boxes
     assert found is not None
     assert (found.loose, found.loose_images) == (1, ("1.png",))
     assert (found.flat, found.flat_images) == (1, ("1.png",))
+
+
+def test_objects_of_one_class_with_equal_boxes_are_counted_but_not_crowds(tmp_path: Path) -> None:
+    boxes: list[list[float]] = [[10, 10, 30, 30]] * 6 + [[10, 10, 30, 31]]
+    objects = [{}, {}, {}, {"category_id": 2}, {"image_id": 2}, {"iscrowd": 1}, {}]
+    found = counted(coco(tmp_path, boxes, objects=objects)).boxes
+    assert found is not None and (found.doubled, found.doubled_images) == (2, ("1.png",))
+
+
+def test_run_lengths_are_compared_as_polygons_are_but_not_those_of_crowds(tmp_path: Path) -> None:
+    def mask(left: int, right: int = 40) -> NDArray[np.bool_]:
+        region = np.zeros((100, 200), np.bool_)
+        region[10:40, left:right] = True
+        return region
+
+    shapes = [{"counts": encode_rle(mask(left))} for left in (13, 14, 14)]
+    shapes += [{"counts": reference.encode(np.asfortranarray(mask(14), np.uint8))["counts"].decode()}]
+    shapes += [{"counts": encode_rle(mask(40))}]  # nothing
+    objects = [{"segmentation": {"size": [100, 200], **shape}} for shape in shapes]
+    objects[2]["iscrowd"] = 1
+    found = counted(coco(tmp_path, [[10, 10, 30, 30]] * 5, objects=objects)).boxes
+    assert found is not None
+    assert (found.loose, found.loose_images, found.flat, found.flat_images) == (2, ("1.png",), 1, ("1.png",))
 
 
 def test_polygons_that_reach_out_of_the_image_are_cut_as_their_boxes_are(tmp_path: Path) -> None:
@@ -181,7 +206,7 @@ def test_polygons_that_reach_out_of_the_image_are_cut_as_their_boxes_are(tmp_pat
 
 
 def test_nothing_to_compare() -> None:
-    nothing = compare_polygons([], np.zeros((0, 4), np.float32), np.zeros((0, 2), np.int64))
+    nothing = compare_masks([], np.zeros((0, 4), np.float32), np.zeros((0, 2), np.int64))
     assert nothing.loose.shape == nothing.flat.shape == (0,)
 
 
@@ -216,6 +241,17 @@ def test_shared_images_are_those_of_equal_bytes_whatever_their_name_and_class(tm
     for source in (train, val):
         source.contents = None  # looked at again
     assert shared_images(train, val) == SharedImages(2, 4, expected.names)
+
+
+def test_equal_images_of_several_classes_are_counted_in_each_split(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name, greys in (("cat", (1, 2, 3, 3)), ("dog", (2, 4)), ("emu", (5, 2))):
+            for place, grey in enumerate(greys):
+                picture(tmp_path / split / name / f"{place}.png", grey + 100 * (split == "val"))
+    data = ImageFolder(source="image_folder", root=str(tmp_path), **FOLDERS)
+    train, val = (open_source(data, split, Path("/")) for split in ("train", "val"))  # type: ignore[arg-type]
+    found = shared_images(train, val)
+    assert found == SharedImages(0, 8, (), 4, (("cat/1.png", "dog/0.png"), ("dog/0.png", "emu/1.png")) * 2)
 
 
 def made(by_class: tuple[int, ...], classes: tuple[str, ...], **fields: Any) -> DataStatistics:

@@ -100,7 +100,7 @@ class _Images(Section):
     where `evaluate` or `promote` reads other data than that of the training."""
     on_missing_class: Annotated[Literal["warn", "stop"], Field(json_schema_extra=NOT_HASHED)] = "warn"
     """Whether a class that a split has nothing of is a warning or an error. It is always an error where there are three
-    classes or fewer, and where the training masks hold at most one class."""
+    classes or fewer, and where the training masks or image folders hold at most one class."""
 
     @model_serializer(mode="wrap")
     def _drop_empty_transforms(self, serialize: SerializerFunctionWrapHandler) -> PlainValues:

@@ -51,7 +51,7 @@ class Annotations:
     crowd: NDArray[np.bool_]
     """(n,) COCO's `iscrowd`."""
     areas: NDArray[np.float32]
-    """(n,) COCO's `area` in square pixels, or the box's where the file has none."""
+    """(n,) COCO's `area` in square pixels, or the box's where the file has none or 0."""
     segmentations: NDArray[np.uint8] | None
     """JSON of all instances' segmentations as bytes, one after another; None: masks are not read."""
     segmentation_ends: NDArray[np.int64]
@@ -150,10 +150,10 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
     sizes = np.array([(image["height"], image["width"]) for image in images], np.int64)
     file_boxes = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)
     boxes, clipped, kept = _clip_boxes(file_boxes, sizes[owners])
-    box_counts = count_boxes(file_boxes, sizes[owners], clipped, kept)
+    areas = np.array([item.get("area") or 0 for item in annotations], np.float64)
+    box_counts = count_boxes(file_boxes, sizes[owners], areas, clipped, kept)
     annotations = [item for item, keep in zip(annotations, kept, strict=True) if keep]
-    boxes, owners = boxes[kept], owners[kept]
-    file_areas = [item.get("area") for item in annotations]
+    boxes, owners, areas = boxes[kept], owners[kept], areas[kept]
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     texts, unmasked, lines = _masks_of(annotations, boxes) if masks else ([], np.zeros(len(annotations), np.bool_), 0)
     crowd = np.array([bool(item.get("iscrowd")) for item in annotations], np.bool_)
@@ -173,7 +173,7 @@ def _compact(records: Records, *, masks: bool) -> Annotations:
         boxes=boxes.astype(np.float32),
         labels=np.array([label[item["category_id"]] for item in annotations], np.int64),
         crowd=crowd | unmasked,
-        areas=np.array([b if a is None else a for a, b in zip(file_areas, box_areas, strict=True)], np.float32),
+        areas=np.where(areas > 0, areas, box_areas).astype(np.float32),
         segmentations=np.frombuffer(b"".join(texts), np.uint8) if masks else None,
         segmentation_ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
         without_mask=int(unmasked.sum()),
@@ -214,7 +214,6 @@ def _clip_boxes(
     limits = np.tile(sizes[:, ::-1], 2)
     inside = np.clip(corners, 0, limits)
     clipped = (np.abs(inside - corners) > CLIPPED_PIXELS).any(axis=1)
-    with_area = (boxes[:, 2:] > 0).all(axis=1) & (
-        inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32)
-    ).all(axis=1)
+    fractions = (inside.astype(np.float32) / limits).astype(np.float32)  # as transforms keep and compare them
+    with_area = (boxes[:, 2:] > 0).all(axis=1) & (fractions[:, 2:] > fractions[:, :2]).all(axis=1)
     return inside, clipped, with_area

@@ -120,6 +120,10 @@ class Header:
     """Height and width, in pixels, of what `read_image` returns."""
     turned: bool
     """Whether EXIF's orientation swaps height and width."""
+    flipped: bool
+    """Whether EXIF's orientation turns or mirrors the image without a change of its size."""
+    paged: bool
+    """Whether further pages or frames follow the one that is read."""
     transparency: bool
     """Whether there is an alpha channel or a transparent colour; the pixels may all be opaque."""
     deep: bool
@@ -239,8 +243,10 @@ def read_header(path: Path | Member, max_pixels: int) -> Header:
     with _refuse_bad_bytes(str(path)), path.open("rb") as file:
         image = _open(file, max_pixels, str(path))
         transparency, deep = image.has_transparency_data, _is_deep(image, _layout(image))
-        size = _upright_size(image)
-        return Header(size, size != (image.height, image.width), transparency, deep)
+        orientation = _exif_orientation(image)
+        size, swapped = _upright_size(image), orientation in (5, 6, 7, 8) and image.width != image.height
+        flipped = 2 <= orientation <= 8 and not swapped
+        return Header(size, swapped, flipped, _is_paged(image), transparency, deep)
 
 
 def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
@@ -374,6 +380,13 @@ def _check_png(data: bytes, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation as decoded pixels have to be turned, 1 to 8; 1 for upright ones."""
+    orientation = _exif_orientation(image)
+    # Pillow turns a TIFF itself, in its size already and in its pixels when it loads them
+    return 1 if image.format == "TIFF" else orientation
+
+
+def _exif_orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, 1 to 8; 1, upright, where there is none or it cannot be read.
 
     The header and all decoders use this one, since they differ on damaged EXIF. Pillow would also use XMP's, which
@@ -381,8 +394,6 @@ def _orientation(image: Image.Image) -> int:
     """
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
-    if image.format == "TIFF":  # Pillow turns it itself, in its size already and in its pixels when it loads them
-        return 1
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the pixels are whole, whatever is wrong in the metadata
@@ -402,6 +413,14 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _is_paged(image: Image.Image) -> bool:
+    """Return whether pages or frames follow the first one; a JPEG's further pictures (MPO) are previews."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # the first one can be read, whatever follows it
+        return False
 
 
 def _first_scan(image: ImageFile.ImageFile, data: bytes) -> int:

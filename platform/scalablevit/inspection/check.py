@@ -22,6 +22,7 @@ from scalablevit.config.errors import UserError, UserErrors
 from scalablevit.data.decoding import (
     CODED_BY_COLOR,
     DEEPEST,
+    SUFFIXES,
     BadSample,
     WrongMask,
     inspect_image,
@@ -33,6 +34,7 @@ from scalablevit.data.labels import annotated_size_mismatch, label_table, size_m
 from scalablevit.data.names import printable
 from scalablevit.data.progress import Progress
 from scalablevit.data.sources.base import Sample, Source
+from scalablevit.data.sources.files import suffix
 from scalablevit.data.stderr_capture import StderrCapture
 from scalablevit.inspection.counts import Counter, Counts
 from scalablevit.io import write_file
@@ -46,7 +48,7 @@ Kind = Literal["unreadable", "not read", "wrong", "damaged", "transparent", "dee
 A file that is `not read` is `unreadable`, too: the storage failed, which may pass.
 """
 
-_VERSION = 5
+_VERSION = 6
 """Part of the cache's key: raise it when the checks change."""
 _NAMED = 5
 
@@ -266,6 +268,9 @@ class _Checker:
                 return Problem(printable(sample.image), annotated_size_mismatch(size, annotated)), "unreadable"
             if sample.mask and self.table is not None and (why := self._mask(sample.mask, size, self.table, counter)):
                 return Problem(printable(sample.mask), why), "wrong"
+            tiff = sample.mask if sample.mask and suffix(sample.mask.name) in SUFFIXES["TIFF"] else None
+            if tiff and read_header(tiff, self.max_pixels).paged:
+                counter.paged.append(printable(tiff))
         except BadSample as bad:
             kind: Kind = "wrong" if isinstance(bad, WrongMask) else "not read" if bad.may_pass else "unreadable"
             return Problem(bad.path, bad.reason), kind
@@ -278,6 +283,10 @@ class _Checker:
         header = read_header(sample.image, self.max_pixels)
         if header.turned:
             counter.turned.append(printable(sample.image))
+        if header.flipped and (sample.mask or self.source.annotations is not None):
+            counter.flipped.append(printable(sample.image))
+        if header.paged:
+            counter.paged.append(printable(sample.image))
         if self.depth != "pixels":
             if header.transparency:
                 _note(notes, "transparent", sample, "an alpha channel or a transparent colour")

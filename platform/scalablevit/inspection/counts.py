@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from scalablevit.data.boxes import compare_polygons
+from scalablevit.data.boxes import compare_masks
 from scalablevit.data.coco import Annotations
 
 VALUES = 256
@@ -23,14 +23,22 @@ class Counts:
     """Images whose height and width EXIF's orientation swaps."""
     turned_images: tuple[str, ...] = ()
     """The first of them."""
+    flipped: int = 0
+    """Images with a mask or boxes that EXIF's orientation turns or mirrors without a change of their size."""
+    flipped_images: tuple[str, ...] = ()
+    """The first of them."""
+    paged: int = 0
+    """Images and masks with pages or frames after the first one, which alone is read."""
+    paged_files: tuple[str, ...] = ()
+    """The first of them."""
     pixels: tuple[int, ...] = ()
     """(256,) pixels by mask value; empty: masks were not read."""
     loose_boxes: int = 0
-    """Objects whose box disagrees with their polygons, see `data.boxes.LOOSE_PIXELS`."""
+    """Objects whose box disagrees with their mask, see `data.boxes.LOOSE_PIXELS`."""
     loose_images: tuple[str, ...] = ()
     """The first images with such an object."""
-    flat_polygons: int = 0
-    """Objects whose polygons have no area."""
+    flat_masks: int = 0
+    """Objects whose mask has no area."""
     flat_images: tuple[str, ...] = ()
     """The first images with such an object."""
 
@@ -42,10 +50,14 @@ class Counts:
             looked_at=self.looked_at + other.looked_at,
             turned=self.turned + other.turned,
             turned_images=(self.turned_images + other.turned_images)[:_NAMED],
+            flipped=self.flipped + other.flipped,
+            flipped_images=(self.flipped_images + other.flipped_images)[:_NAMED],
+            paged=self.paged + other.paged,
+            paged_files=(self.paged_files + other.paged_files)[:_NAMED],
             pixels=pixels,
             loose_boxes=self.loose_boxes + other.loose_boxes,
             loose_images=(self.loose_images + other.loose_images)[:_NAMED],
-            flat_polygons=self.flat_polygons + other.flat_polygons,
+            flat_masks=self.flat_masks + other.flat_masks,
             flat_images=(self.flat_images + other.flat_images)[:_NAMED],
         )
 
@@ -59,7 +71,11 @@ class Counter:
     looked_at: int = 0
     """Samples that were checked."""
     turned: list[str] = field(default_factory=list)
-    """Images whose height and width EXIF's orientation swaps."""
+    """Images, as in `Counts`."""
+    flipped: list[str] = field(default_factory=list)
+    """Images, as in `Counts`."""
+    paged: list[str] = field(default_factory=list)
+    """Images and masks, as in `Counts`."""
 
     def add_mask(self, mask: NDArray[np.uint8]) -> None:
         """Count the pixels of a mask (height, width) by their value."""
@@ -77,6 +93,10 @@ class Counter:
             looked_at=self.looked_at,
             turned=len(self.turned),
             turned_images=tuple(self.turned[:_NAMED]),
+            flipped=len(self.flipped),
+            flipped_images=tuple(self.flipped[:_NAMED]),
+            paged=len(self.paged),
+            paged_files=tuple(self.paged[:_NAMED]),
             pixels=() if self.pixels is None else tuple(self.pixels.tolist()),
         )
         if annotations is None or annotations.segmentations is None or not len(part):
@@ -94,12 +114,14 @@ def _object_counts(annotations: Annotations, part: range) -> Counts:
         for start, end in zip(starts, text_ends[first:last], strict=True)
     ]
     owners = np.searchsorted(ends, np.arange(first, last), side="right")
-    polygons = compare_polygons(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    compared = compare_masks(texts, annotations.boxes[first:last], annotations.sizes[owners])
+    objects = ~annotations.crowd[first:last]
+    loose, flat = compared.loose & objects, compared.flat & objects
     return Counts(
-        loose_boxes=int(polygons.loose.sum()),
-        loose_images=_names(annotations, owners[polygons.loose]),
-        flat_polygons=int(polygons.flat.sum()),
-        flat_images=_names(annotations, owners[polygons.flat]),
+        loose_boxes=int(loose.sum()),
+        loose_images=_names(annotations, owners[loose]),
+        flat_masks=int(flat.sum()),
+        flat_images=_names(annotations, owners[flat]),
     )
 
 

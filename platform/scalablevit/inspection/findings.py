@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scalablevit.config.data import CocoInstances, Data, MaskPairs, SplitName
+from scalablevit.config.data import CocoInstances, Data, ImageFolder, MaskPairs, SplitName, TarShards
 from scalablevit.config.errors import UserError
 from scalablevit.data.names import printable
 from scalablevit.inspection.statistics import Boxes, DataStatistics, Pixels, SharedImages, SplitStatistics
@@ -22,6 +22,8 @@ WARN_SHARE = 0.01
 """A problem of at most this fraction of the boxes is in the table only; more give a warning."""
 CROWD_SHARE = 0.5
 """A larger fraction of crowds among the instances gives a warning."""
+EMPTY_SHARE = 0.5
+"""A larger fraction of images without an object gives a warning."""
 RARE = 0.1
 """A class with less than this fraction of the most frequent class's images gets a warning."""
 FOREIGN_IMAGES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm", ".svg"})
@@ -52,13 +54,10 @@ def find_problems(statistics: DataStatistics, data: Data) -> Findings:
             _check_boxes(findings, split, counts.boxes, data)
         if len(findings.errors) == before:  # else classes are absent for that reason
             _check_classes(findings, split, statistics, data)
-        for skipped in counts.left_out:
-            if skipped.suffix in FOREIGN_IMAGES:
-                findings.warnings.append(
-                    f"{split}: {skipped.count} files in {skipped.suffix} are left out ({_first(skipped.names)}): "
-                    "convert them to JPEG or PNG to use them"
-                )
+        findings.warnings += [f"{split}: {warning}" for warning in _file_warnings(counts)]
     _check_shared(findings, statistics, data)
+    findings.warnings += _normalization_warnings(data)
+    findings.warnings += _name_warnings(statistics.classes)
     if statistics.unit == "images":
         findings.warnings += _imbalance(statistics)
     return findings
@@ -71,7 +70,34 @@ def find_evaluation_problems(statistics: DataStatistics, data: Data) -> tuple[li
         _check_boxes(boxes, "val", counts.boxes, data)
     if not boxes.errors:
         _check_classes(classes, "val", statistics, data)
-    return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings]
+    of_files = [f"val: {warning}" for warning in _file_warnings(counts)]
+    return boxes.errors, [*boxes.warnings, *(error.what for error in classes.errors), *classes.warnings, *of_files]
+
+
+def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
+    for skipped in counts.left_out:
+        if skipped.suffix in FOREIGN_IMAGES:
+            yield (
+                f"{skipped.count} files in {skipped.suffix} are left out ({_first(skipped.names)}): "
+                "convert them to JPEG or PNG to use them"
+            )
+    if counts.flipped:
+        yield (
+            f"EXIF's orientation turns or mirrors {counts.flipped} images without a change of their size "
+            f"({_first(counts.flipped_images)}): they are read upright, and sizes cannot tell whether their masks or "
+            "boxes are; if these were drawn on the stored pixels, remove the orientation from these files, else save "
+            "the pixels upright"
+        )
+    if counts.boxes and counts.boxes.empty_images > EMPTY_SHARE * counts.samples:
+        yield (
+            f"{counts.boxes.empty_images} of {counts.samples} images have no object, so that any detection in them is "
+            "wrong: leave images that nobody has labelled out of the file"
+        )
+    if counts.paged:
+        yield (
+            f"{counts.paged} files have several pages or frames ({_first(counts.paged_files)}), and only the first is "
+            "read: save the others as files of their own to use them"
+        )
 
 
 def _check_boxes(findings: Findings, split: SplitName, boxes: Boxes, data: CocoInstances) -> None:
@@ -147,14 +173,25 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
             f"{boxes.below_pixel} of {boxes.objects} objects are less than a pixel wide or high in the scaled image, "
             f"and training leaves them out; a larger data.short_side ({data.short_side}) keeps them"
         )
+    if boxes.doubled > WARN_SHARE * boxes.objects:
+        yield (
+            f"{boxes.doubled} of {boxes.objects} objects are annotated twice, with the same class and box, first in "
+            f"{_first(boxes.doubled_images)}: evaluation takes the second for one that was missed; remove it"
+        )
+    if boxes.large_areas > WARN_SHARE * total:
+        yield (
+            f"{boxes.large_areas} of {boxes.annotations} instances have an area larger than their box, as after scaling"
+            " images and boxes only; the precision of small, medium and large objects goes by area: correct the key, "
+            "or remove it, and the box's area is used"
+        )
     if boxes.loose is not None and boxes.loose > WARN_SHARE * boxes.objects and not corners:
         yield (
-            f"{boxes.loose} of {boxes.objects} boxes disagree with their polygons by more than 3 pixels, first in "
+            f"{boxes.loose} of {boxes.objects} boxes disagree with their masks by more than 3 pixels, first in "
             f"{_first(boxes.loose_images)}; compute bbox from segmentation"
         )
     if boxes.flat:
         yield (
-            f"{boxes.flat} of {boxes.objects} objects have polygons without area, first in "
+            f"{boxes.flat} of {boxes.objects} objects have masks without area, first in "
             f"{_first(boxes.flat_images)}: correct or remove them"
         )
 
@@ -162,23 +199,23 @@ def _box_warnings(boxes: Boxes, data: CocoInstances) -> Iterator[str]:
 def _check_classes(findings: Findings, split: SplitName, statistics: DataStatistics, data: Data) -> None:
     """Add an error for absent classes where there are few classes or the recipe asks for it, else a warning."""
     counts, absent = statistics.splits[split], statistics.absent(split)
-    if not absent:
+    known = len(statistics.classes) - len(absent)
+    one_label = isinstance(data, MaskPairs | ImageFolder | TarShards)  # others may have several classes, or none
+    alone = one_label and known <= 1 and counts.by_class is not None
+    if not absent and not (alone and split == "train"):
         return
     words, unit = _WORDS[split], statistics.unit
-    known = len(statistics.classes) - len(absent)
     pixels = _pixels_by_value(counts.pixels, statistics.classes, data) if counts.pixels and data else ""
     named = ", ".join(_describe_class(index, statistics.classes, counts.pixels, data) for index in absent[:_NAMED])
     named += and_more(len(absent), _NAMED)
     have = f"class {named} has" if len(absent) == 1 else f"classes {named} have"
     what = f"{have} no {unit} in {words}"
-    if known <= 1 and counts.pixels is not None:
-        first = next(
-            (name for name, count in zip(statistics.classes, counts.pixels.by_class, strict=True) if count), ""
-        )
-        begin = f"only class {printable(first)} has pixels" if known else "no class has pixels"
-        what = f"{begin} in {words}, {what.replace(f' in {words}', '')}"
-    fix = _class_fix(counts, data)
-    if len(statistics.classes) <= FEW_CLASSES or (known <= 1 and counts.pixels is not None and split == "train"):
+    if alone:
+        first = next((name for name, count in zip(statistics.classes, counts.by_class or (), strict=True) if count), "")
+        what = f"only class {printable(first)} has {unit} in {words}" if known else f"no class has {unit} in {words}"
+        what += f", {have} no {unit}" if absent else ""
+    fix = _class_fix(counts, data) if absent else "add images of another class: with one class, any prediction is right"
+    if len(statistics.classes) <= FEW_CLASSES or (alone and split == "train"):
         findings.errors.append(UserError(what + pixels, where=f"data.{split}", fix=fix))
     elif data.on_missing_class == "stop":
         findings.errors.append(
@@ -225,6 +262,11 @@ def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> st
 
 def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) -> None:
     shared = statistics.shared
+    if shared is not None and shared.contradictions:
+        findings.warnings.append(
+            f"{shared.contradictions} images have the bytes of an image of another class: "
+            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in one class"
+        )
     if shared is None or not shared.count:
         return
     what = (
@@ -248,7 +290,11 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
 
 def name_shared(shared: SharedImages) -> str:
     """Return the first pairs of a validation image and the training image of equal bytes, as text."""
-    return ", ".join(f"{val} = {train}" for val, train in shared.names[:_NAMED]) + and_more(shared.count, _NAMED)
+    return _pairs(shared.names) + and_more(shared.count, _NAMED)
+
+
+def _pairs(names: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{one} = {other}" for one, other in names[:_NAMED])
 
 
 def _same_images(data: Data) -> bool:
@@ -256,6 +302,27 @@ def _same_images(data: Data) -> bool:
     train, val = data.train, data.val
     same = Path(train.images) == Path(val.images)
     return same and (not isinstance(data, CocoInstances) or train.annotations == val.annotations)
+
+
+def _normalization_warnings(data: Data) -> Iterator[str]:
+    """Warn of a mean or deviation of pixels of 0..255, as other libraries have them."""
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if max(values) > 1:
+            yield (
+                f"data.{name} [{', '.join(f'{value:g}' for value in values)}] is above 1, and pixels are scaled to 0..1"
+                " before: divide it by 255"
+            )
+
+
+def _name_warnings(classes: tuple[str, ...]) -> Iterator[str]:
+    by_form: dict[str, list[str]] = {}
+    for name in classes:
+        by_form.setdefault("".join(name.casefold().split()), []).append(printable(name))
+    if alike := [" and ".join(names) for names in by_form.values() if len(names) > 1]:
+        yield (
+            f"{len(alike)} class names differ in case or spaces alone ({', '.join(alike[:_NAMED])}"
+            f"{and_more(len(alike), _NAMED)}): make them one class if they are one"
+        )
 
 
 def _imbalance(statistics: DataStatistics) -> Iterator[str]:

@@ -27,7 +27,7 @@ class SkippedFiles:
     """Files next to the images that are not read, of one suffix."""
 
     suffix: str
-    """In lower case, with its dot; `/` for hidden folders; empty for files without a suffix."""
+    """In lower case, with its dot; `/` for hidden and system folders; empty for files without a suffix."""
     count: int
     names: tuple[str, ...]
     """The first of them."""
@@ -84,16 +84,24 @@ class Boxes:
     largest: float
     """The largest absolute number in the file's boxes, pixels if the file is right."""
     loose: int | None
-    """Objects whose box disagrees with their polygons; None: not checked."""
+    """Objects whose box disagrees with their mask; None: not checked."""
     loose_images: tuple[str, ...]
     """The first images with one."""
     flat: int | None
-    """Objects whose polygons have no area; None: not checked."""
+    """Objects whose mask has no area; None: not checked."""
     flat_images: tuple[str, ...]
     """The first images with one."""
     scaled_side: float | None = None
     """Median of the objects' sizes in the scaled image, sqrt(width * height) of the box in pixels; None: no object, or
     counted by an earlier version."""
+    without_area: int = 0
+    """Instances whose `area` is missing or 0: that of their box is used."""
+    large_areas: int = 0
+    """Instances whose `area` is larger than their box, see `data.boxes.LARGE_AREA`."""
+    doubled: int = 0
+    """Objects with image, class and box of an earlier object."""
+    doubled_images: tuple[str, ...] = ()
+    """The first images with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,14 @@ class SplitStatistics:
     """The first of them."""
     left_out: tuple[SkippedFiles, ...]
     """Files that are not read, the most frequent suffix first."""
+    flipped: int | None = None
+    """Images with a mask or boxes that EXIF's orientation turns or mirrors without a change of their size."""
+    flipped_images: tuple[str, ...] = ()
+    """The first of them."""
+    paged: int | None = None
+    """Images and masks with pages or frames after the first one, which alone is read."""
+    paged_files: tuple[str, ...] = ()
+    """The first of them."""
 
     @property
     def by_class(self) -> tuple[int, ...] | None:
@@ -132,6 +148,10 @@ class SharedImages:
     """Validation images that could be read."""
     names: tuple[tuple[str, str], ...]
     """The first pairs of validation image and training image."""
+    contradictions: int = 0
+    """Images whose bytes are those of an image of another class in the same split."""
+    contradicting: tuple[tuple[str, str], ...] = ()
+    """The first pairs of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +231,10 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         turned=counts.turned if report.complete else None,
         turned_images=counts.turned_images,
         left_out=group_skipped(source.ignored),
+        flipped=counts.flipped if report.complete else None,
+        flipped_images=counts.flipped_images,
+        paged=counts.paged if report.complete else None,
+        paged_files=counts.paged_files,
     )
 
 
@@ -233,7 +257,21 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     alike = np.flatnonzero(np.isin(val_heads, heads) & readable)
     pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
     names = tuple((printable(val.names[i]), printable(train.names[k])) for i, k in pairs[:NAMED])
-    return SharedImages(len(pairs), int(readable.sum()), names)
+    contradicting = [*_contradictions(train, train_sums), *_contradictions(val, val_sums)]
+    return SharedImages(len(pairs), int(readable.sum()), names, len(contradicting), tuple(contradicting[:NAMED]))
+
+
+def _contradictions(source: Source, sums: NDArray[np.uint8]) -> list[tuple[str, str]]:
+    """Return the names of images with the same sum, next to each other by class, and of different classes."""
+    labels = source.listing.arrays.get("labels")
+    if labels is None or labels.ndim == 2:
+        return []
+    heads = _heads(sums)
+    order = np.lexsort((labels, heads))
+    one, other = order[:-1], order[1:]
+    differ = np.flatnonzero((heads[one] == heads[other]) & (labels[one] != labels[other]) & sums[one].any(axis=1))
+    pairs = [(int(one[i]), int(other[i])) for i in differ if (sums[one[i]] == sums[other[i]]).all()]
+    return [(printable(source.names[i]), printable(source.names[k])) for i, k in pairs]
 
 
 def group_skipped(names: tuple[str, ...]) -> tuple[SkippedFiles, ...]:
@@ -278,6 +316,8 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
     sides = (annotations.boxes[:, 2:] - annotations.boxes[:, :2]) * factors[:, None]
     of_file: Mapping[str, float] = annotations.box_counts
     counts: Counts = report.counts
+    described = np.column_stack([owners, annotations.labels, annotations.boxes])[objects]
+    doubled = np.delete(owners[objects], np.unique(described, axis=0, return_index=True)[1])
     compared = report.complete and annotations.segmentations is not None
     return Boxes(
         annotations=int(of_file["annotations"]),
@@ -294,9 +334,13 @@ def _boxes(annotations: Annotations, data: CocoInstances, report: Report) -> Box
         largest=float(of_file["largest"]),
         loose=counts.loose_boxes if compared else None,
         loose_images=tuple(map(printable, counts.loose_images)),
-        flat=counts.flat_polygons if compared else None,
+        flat=counts.flat_masks if compared else None,
         flat_images=tuple(map(printable, counts.flat_images)),
         scaled_side=float(np.median(np.sqrt(sides[objects].prod(axis=1)))) if objects.any() else None,
+        without_area=int(of_file.get("without_area", 0)),
+        large_areas=int(of_file.get("large_areas", 0)),
+        doubled=len(doubled),
+        doubled_images=tuple(printable(annotations.names[int(i)]) for i in np.unique(doubled)[:NAMED]),
     )
 
 

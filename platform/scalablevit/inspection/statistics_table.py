@@ -74,6 +74,8 @@ def _facts(split: SplitStatistics) -> dict[str, str]:
         else "",
         **(_box_facts(boxes) if boxes else {}),
         "swapped by EXIF": _number(split.turned),
+        "turned or mirrored by EXIF": _number(split.flipped),
+        "files of several pages": _number(split.paged),
     }
 
 
@@ -84,8 +86,11 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
         "boxes clipped": boxes.clipped,
         "boxes dropped": boxes.dropped,
         "boxes below a scaled pixel": boxes.below_pixel,
-        "boxes unlike their polygons": boxes.loose,
-        "polygons without area": boxes.flat,
+        "objects annotated twice": boxes.doubled,
+        "areas taken from boxes": boxes.without_area,
+        "areas above their boxes": boxes.large_areas,
+        "boxes unlike their masks": boxes.loose,
+        "masks without area": boxes.flat,
     }
     sizes = {"objects": boxes.by_size, "scaled objects": boxes.by_scaled_size}
     return {
@@ -113,7 +118,7 @@ def _skipped_files(
 
 
 def _kind_name(suffix: str) -> str:
-    return {"": "files without suffix", "/": "hidden folders"}.get(suffix, suffix)
+    return {"": "files without suffix", "/": "hidden or system folders"}.get(suffix, suffix)
 
 
 def _files(skipped: SkippedFiles | None) -> str:

@@ -1,11 +1,12 @@
 """Names of classes: where they are read from, and which are refused."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.config.errors import UserError
-from scalablevit.data.names import describe_lookalikes
+from scalablevit.data.names import describe_lookalikes, printable
 from scalablevit.data.sources.files import format_first, is_inside
 
 
@@ -59,6 +60,7 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
             raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")
         if names and names[0].startswith("Idx\t"):
             names = [line.rpartition("\t")[2] for line in names[1:]]
+        _refuse_tables(names, file)
     if not names or "" in names:
         raise UserError("class names are missing", where="data.classes", fix="give one name for each class")
     if len(set(names)) < len(names):
@@ -68,6 +70,26 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
         )
     check_names(names, "data.classes")
     return tuple(names)
+
+
+def _refuse_tables(lines: list[str], file: Path) -> None:
+    """Refuse JSON, YAML and tables: with a heading for a name, all classes after it would have another's pixels.
+
+    Numbers before the names must be those of the lines, from 0 or, as with `data.reduce_zero_label`, from 1.
+
+    Raises:
+        UserError: with the line that is no name.
+    """
+    heading = lines[0][:1] in ("#", "{", "[") or lines[0].endswith(":") if lines else False
+    numbered = [re.match(r"(\d+)[\"']?\s*[:,;=\t]", line) for line in lines]
+    shifts = {int(match[1]) - index for index, match in enumerate(numbered) if match}
+    wrong = shifts not in ({0}, {1}) if all(numbered) else len(lines) > 2 and all(numbered[1:])
+    if heading or wrong:
+        raise UserError(
+            f"it begins with {printable(lines[0])}, and is no plain list of names",
+            where=str(file),
+            fix="write one name a line and nothing else: line i names class i - 1",
+        )
 
 
 def refuse_alike(names: Sequence[str], where: str) -> None:

@@ -61,7 +61,7 @@ class CocoSource(Source):
             "classes": [name for _, name in annotations.categories],
             **annotations.facts(),
         }
-        ignored = Names.of(name for name in listed.files if name not in annotated)
+        ignored = Names.of(name for name in (*listed.hidden, *listed.files) if name not in annotated)
         return cls(data, folder, Listing(facts, annotations.arrays() | ignored.arrays(IGNORED)))
 
     def _relabel(self, new_indices: NDArray[np.int64], classes: Sequence[str]) -> Listing:

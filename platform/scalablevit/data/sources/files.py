@@ -13,14 +13,18 @@ from scalablevit.text import and_more
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 """In lower case, without a dot."""
-_WORDS = {"/": "hidden folders", "": "without suffix"}
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information"}
+)
+"""Folders that storage and operating systems make, of thumbnails and deleted files: names in lower case."""
+_WORDS = {"/": "hidden or system folders", "": "without suffix"}
 _NAMED_GROUPS, _NAMED_FILES = 8, 3  # of skipped files
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
     """Return the images in a folder and its subfolders, by their suffixes, and the other files there.
 
-    Names are relative to the folder, and sorted. Hidden files are skipped.
+    Names are relative to the folder, and sorted. The other files are those of `Files.hidden`, too.
 
     Raises:
         UserError: the folder is missing, unreadable or without images, or a link leads out of it.
@@ -37,11 +41,11 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     images = [name for name in listing.files if suffix(name) in IMAGE_SUFFIXES]
     if not images:
         raise UserError(
-            f"no images here; {describe_skipped(listing.files)}",
+            f"no images here; {describe_skipped([*listing.hidden, *listing.files])}",
             where=printable(folder),
             fix=f"images end in {all_suffixes()}",
         )
-    return images, [name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
+    return images, [*listing.hidden, *(name for name in listing.files if suffix(name) not in IMAGE_SUFFIXES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,12 @@ class Files:
     """Relative to the folder listed, sorted."""
     links: list[str]
     """Paths to refuse, sorted: links to folders, to nothing or out of the data set; pipes, sockets and devices."""
+    hidden: list[str]
+    """What is not read, sorted: hidden and system folders, whose names end in a slash, and hidden images."""
 
 
 def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> Files:
-    """List files recursively, without hidden ones and without a system call per file.
+    """List files recursively, without a system call per file.
 
     Args:
         folder: that names are relative to.
@@ -68,15 +74,16 @@ def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> File
     inside = base.resolve()
     files: list[str] = []
     links: list[str] = []
+    hidden: list[str] = []
     pending = list(below)
     while pending:
         current = pending.pop()
         with os.scandir(folder / current) as entries:
             for entry in entries:
                 name = f"{current}/{entry.name}" if current else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink() and not (Path(entry.path).is_file() and is_inside(entry.path, inside)):
+                if is_hidden(entry.name):
+                    hidden += describe_hidden(entry, name)
+                elif entry.is_symlink() and not (Path(entry.path).is_file() and is_inside(entry.path, inside)):
                     links.append(entry.path)
                 elif entry.is_dir():
                     pending.append(name)
@@ -84,7 +91,17 @@ def list_files(folder: Path, base: Path, below: tuple[str, ...] = ("",)) -> File
                     files.append(name)
                 else:
                     links.append(entry.path)
-    return Files(sorted(files), sorted(links))
+    return Files(sorted(files), sorted(links), sorted(hidden))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is not read: it is hidden, or one of `SYSTEM_FOLDERS`."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def describe_hidden(entry: "os.DirEntry[str]", name: str) -> list[str]:
+    """Return the name of a hidden entry as `Files.hidden` has it; nothing for a hidden file that is no image."""
+    return [f"{name}/"] if entry.is_dir(follow_symlinks=False) else [name] if suffix(name) in IMAGE_SUFFIXES else []
 
 
 def is_inside(path: str | Path, base: Path) -> bool:
@@ -141,6 +158,8 @@ def describe_suffixes(names: Sequence[str]) -> str:
 def why_skipped(name: str) -> str:
     """Return the reason why a file is not taken for an image."""
     kind = suffix(name)
+    if is_hidden(name.rstrip("/").rpartition("/")[2]):
+        return "left out: hidden files and folders of storage or system are not read"
     if not kind:
         return "left out: the name has no suffix, by which images are recognized"
     if kind in ("heic", "heif"):
@@ -149,7 +168,7 @@ def why_skipped(name: str) -> str:
 
 
 def group_by_suffix(names: Sequence[str]) -> dict[str, list[str]]:
-    """Group names by suffix: `.heic`; `/` for hidden folders, whose names end in it; empty without a suffix."""
+    """Group names by suffix: `.heic`; `/` for folders, whose names end in it; empty without a suffix."""
     groups: dict[str, list[str]] = {}
     for name in names:
         kind = suffix(name)

@@ -15,8 +15,10 @@ from scalablevit.data.sources.class_names import check_names, classes_differ
 from scalablevit.data.sources.files import (
     IMAGE_SUFFIXES,
     all_suffixes,
+    describe_hidden,
     describe_skipped,
     format_first,
+    is_hidden,
     list_files,
     refuse_links,
     require_folder,
@@ -50,7 +52,8 @@ class ImageFolderSource(Source):
     @property
     def notes(self) -> tuple[str, ...]:
         """Return how many images belong to no class, since they are beside the class folders; empty: none."""
-        beside = [name for name in self.ignored if "/" not in name and suffix(name) in IMAGE_SUFFIXES]
+        beside = [name for name in self.ignored
+                  if "/" not in name and suffix(name) in IMAGE_SUFFIXES and not is_hidden(name)]  # fmt: skip
         note = f"{len(beside)} images beside the class folders have no class and are left out: {format_first(beside)}"
         return (note,) if beside else ()
 
@@ -95,25 +98,26 @@ def list_class_folders(folder: Path, base: Path, classes: tuple[str, ...], where
     others = _files_beside(folder)
     others += [name for listing in listings for name in listing.files if suffix(name) not in IMAGE_SUFFIXES]
     _refuse_empty([name for name, files in zip(classes, images, strict=True) if not files], others, folder, where)
-    ignored = [*_hidden_folders(folder), *others]
+    hidden = [*_hidden_beside(folder), *(name for listing in listings for name in listing.hidden)]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in images])
     names = Names.of(name for files in images for name in files)
-    arrays = {**names.arrays(), **Names.of(ignored).arrays(IGNORED), "labels": labels}
+    arrays = {**names.arrays(), **Names.of([*hidden, *others]).arrays(IGNORED), "labels": labels}
     return Listing({"classes": classes}, arrays)
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _hidden_folders(folder: Path) -> list[str]:
-    """Return folders that are no classes, since their names begin with a dot: `.cat/`."""
-    return sorted(f"{entry.name}/" for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith("."))
+def _hidden_beside(folder: Path) -> list[str]:
+    """Return what is hidden next to the class folders, and no class: `.cat/`, `@eaDir/`, `._1.jpg`."""
+    entries = (entry for entry in os.scandir(folder) if is_hidden(entry.name))
+    return sorted(name for entry in entries for name in describe_hidden(entry, entry.name))
 
 
 def _files_beside(folder: Path) -> list[str]:
     """Return the names of the files next to the class folders, which have no class: `1.jpg`, `README`."""
-    return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir() and not is_hidden(entry.name))
 
 
 def _matching_classes(data: ImageFolder, base: Path) -> tuple[str, ...]:

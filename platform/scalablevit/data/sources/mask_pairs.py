@@ -94,6 +94,8 @@ class MaskPairsSource(Source):
         matched = match_masks(names, mask_files.files, images, masks, f"data.{split}")
         used = set(matched)
         ignored = [
+            *image_files.hidden,
+            *mask_files.hidden,
             *(name for name in image_files.files if suffix(name) not in IMAGE_SUFFIXES),
             *(name for name in mask_files.files if name not in used),
         ]
