@@ -149,15 +149,14 @@ def test_images_without_objects_are_negatives(detection_stage: MakeStage, head: 
 
 
 class _Fixed(torch.nn.Module):
-    """Predicts as a detector in evaluation mode would."""
+    """Predicts as a detector in evaluation mode would, each image by its height."""
 
-    def __init__(self, predictions: list[dict[str, Tensor]]) -> None:
+    def __init__(self, predictions: dict[int, dict[str, Tensor]]) -> None:
         super().__init__()
         self.predictions = predictions
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        assert len(images) == len(self.predictions)
-        return self.predictions
+        return [self.predictions[image.shape[-2]] for image in images]
 
 
 def _left_half(boxes: list[list[float]], labels: list[int]) -> dict[str, Tensor]:
@@ -184,7 +183,7 @@ def _instances(height: int, width: int) -> Instances:
 def test_detections_come_back_in_the_pixels_of_the_original_image(detection_stage: MakeStage) -> None:
     """The network's image is half as wide and a third as high as the original."""
     task = _task(detection_stage, "mask_rcnn")
-    model = _Fixed([_left_half([[10.0, 10.0, 40.0, 30.0], [0.0, 0.0, 50.0, 40.0]], [1, 6]), _left_half([], [])])
+    model = _Fixed({40: _left_half([[10.0, 10.0, 40.0, 30.0], [0.0, 0.0, 50.0, 40.0]], [1, 6]), 20: _left_half([], [])})
     images = [torch.zeros(3, 40, 50), torch.zeros(3, 20, 20)]
     batch = detection_batch(images=images, instances=[_instances(120, 100), _instances(7, 9)])
     first, second = task.predict(model, batch)
@@ -220,6 +219,26 @@ def test_a_prediction_is_plain_values_for_the_image_as_given(detection_stage: Ma
     if head == "mask_rcnn":
         decoded = run_lengths.decode([{**mask, "counts": mask["counts"].encode()} for mask in prediction["masks"]])
         assert decoded.shape == (50, 70, 9)
+
+
+@HEADS
+def test_what_is_found_in_an_image_does_not_depend_on_the_images_beside_it(
+    detection_stage: MakeStage, head: str
+) -> None:
+    task = _task(detection_stage, head, name="scalablevit_tiny", score_threshold=0.001, max_detections=9)
+    torch.manual_seed(3)
+    model = task.build_model().eval()
+    images = [torch.randn(3, *size) for size in ((64, 64), (40, 90), (128, 96), (64, 64))]
+    sizes = [_instances(*image.shape[1:]) for image in images]
+    with torch.no_grad():
+        alone = [
+            task.predict(model, detection_batch(images=[image], instances=[size]))[0]
+            for image, size in zip(images, sizes, strict=True)
+        ]
+        together = task.predict(model, detection_batch(images=images, instances=sizes))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=1e-4)
 
 
 def test_an_image_that_shows_nothing_has_an_empty_prediction(detection_stage: MakeStage) -> None:

@@ -265,7 +265,8 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
     if shared is not None and shared.contradictions:
         findings.warnings.append(
             f"{shared.contradictions} images have the bytes of an image of another class: "
-            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in one class"
+            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in "
+            "one class"
         )
     if shared is None or not shared.count:
         return

@@ -57,6 +57,12 @@ class FeaturePyramid(nn.Module):
         return levels
 
 
+def padded_size(image: Tensor) -> tuple[int, int]:
+    """Return height and width of an image (..., h, w) that is padded for itself: multiples of `STRIDE`."""
+    height, width = (STRIDE * math.ceil(side / STRIDE) for side in image.shape[-2:])
+    return height, width
+
+
 class Batching(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision's detectors are untyped
     """Stacks and pads images, and nothing else: the task resizes, normalizes and maps detections back.
 
@@ -78,7 +84,7 @@ class Batching(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision's
         Height and width are multiples of `STRIDE`.
         """
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        height, width = (STRIDE * math.ceil(max(sides) / STRIDE) for sides in zip(*sizes, strict=True))
+        height, width = (max(sides) for sides in zip(*map(padded_size, images), strict=True))
         stacked = images[0].new_tensor(self.fill)[None, :, None, None].repeat(len(images), 1, height, width)
         for slot, image, (h, w) in zip(stacked, images, sizes, strict=True):
             slot[:, :h, :w] = image
@@ -148,6 +154,26 @@ def build_detector(task: Detection, pyramid: Pyramid, num_classes: int, fill: Se
     for head in _heads(model):
         head.register_forward_hook(_in_float)
     return model
+
+
+def detect(model: nn.Module, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return what a detector in eval mode returns for each image, in their order, whatever images come together.
+
+    Padding changes what a detector finds, so only images that need none to have one size are in a batch.
+
+    Args:
+        model: of `build_detector`.
+        images: normalized (3, h, w).
+    """
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        alike.setdefault(padded_size(image), []).append(index)
+    found = {
+        index: output
+        for indices in alike.values()
+        for index, output in zip(indices, model([images[index] for index in indices]), strict=True)
+    }
+    return [found[index] for index in range(len(images))]
 
 
 def first_label(task: Detection) -> int:

@@ -23,6 +23,7 @@ from scalablevit.models.backbone import Pyramid, build_pyramid
 from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
 from scalablevit.tasks.detection.detector import (
     build_detector,
+    detect,
     first_label,
     paste_masks,
 )
@@ -97,7 +98,7 @@ class DetectionTask:
 
     def predict(self, model: nn.Module, batch: DetectionEvalBatch) -> list[Detections]:
         """Return the detections of each image in its original pixels, best first."""
-        outputs = model(batch.images)
+        outputs = detect(model, batch.images)
         return [
             self.in_original(output, image, instances.size)
             for output, image, instances in zip(outputs, batch.images, batch.instances, strict=True)
