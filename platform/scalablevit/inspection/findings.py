@@ -263,10 +263,9 @@ def _pixels_by_value(pixels: Pixels, classes: tuple[str, ...], data: Data) -> st
 def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) -> None:
     shared = statistics.shared
     if shared is not None and shared.contradictions:
+        named = _pairs(shared.contradicting) + and_more(shared.contradictions, len(shared.contradicting))
         findings.warnings.append(
-            f"{shared.contradictions} images have the bytes of an image of another class: "
-            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in "
-            "one class"
+            f"{shared.contradictions} images have the bytes of an image of another class: {named}; leave each in one class"
         )
     if shared is None or not shared.count:
         return
