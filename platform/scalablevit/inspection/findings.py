@@ -265,7 +265,7 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
     if shared is not None and shared.contradictions:
         named = _pairs(shared.contradicting) + and_more(shared.contradictions, len(shared.contradicting))
         findings.warnings.append(
-            f"{shared.contradictions} images have the bytes of an image of another class: {named}; leave each in one class"
+            f"{shared.contradictions} images have the bytes of one of another class: {named}; leave each in one class"
         )
     if shared is None or not shared.count:
         return
