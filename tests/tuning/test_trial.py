@@ -20,7 +20,7 @@ from scalablevit.config.trial import trial_stage
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.training import launch, loop, worker
 from scalablevit.training.checkpoint import CheckpointStore, DamagedCheckpoint
-from scalablevit.training.state import Snapshot
+from scalablevit.training.state import Record, Snapshot
 from scalablevit.training.worker_result import WorkerResult
 from scalablevit.tuning.search import SearchCallback, build_scheduler
 from scalablevit.tuning.trial import (
@@ -203,6 +203,12 @@ def divergence(action: str) -> UserError:
     return UserError(ended.detail, fix="lower optimizer.lr")
 
 
+def divergence_at_log_point() -> UserError:
+    """That of `action: stop`, which looks at the loss at log points only."""
+    record = Record(20, 0, {"train/loss": math.nan, "train/grad_norm": math.nan})
+    return UserError(loop._describe_nonfinite(record), fix="lower optimizer.lr")
+
+
 NO_SPACE = OSError(28, "No space left on device")
 MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
@@ -211,6 +217,12 @@ MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     ("workers", "failure", "reason", "kept"),
     [
         (1, divergence("stop"), "step 6 is not finite; weights and checkpoints are those before it fix: lower", True),
+        (
+            1,
+            divergence_at_log_point(),
+            "at or before step 20 the loss (nan) or gradient norm (nan) is not finite",
+            True,
+        ),
         (1, divergence("skip"), "after 2 skipped steps in a row (nonfinite.limit) fix: lower optimizer.lr", True),
         (2, divergence("rollback"), "after 2 roll-backs (nonfinite.limit) fix: lower optimizer.lr", True),
         (1, UserError("no drop path", where="model.drop_path_rate", fix="0"), "rate: no drop path fix: 0", True),

@@ -86,8 +86,8 @@ class TrialRefused(TrialDisturbed):
     """The reason is a mistake of the user, such as in the data, that other trials would meet, too."""
 
 
-DIVERGED = "the loss or gradient of step"
-"""Start of the error of a training whose steps are not finite."""
+DIVERGED = ("the loss or gradient of step", "at or before step")
+"""Starts of the error of a training whose steps are not finite, as they were looked at: all, or at log points."""
 OUT_OF_MEMORY = "CUDA out of memory"
 """Words of torch's error of a GPU without free memory."""
 
