@@ -286,11 +286,11 @@ def _launch(
     with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file):
         batch_size = resolved.stage.training.global_batch_size
         reader = GaugeReader(store.local, store.location, uid, metrics[0], batch_size)
-        callbacks = [
+        callbacks = (
             OutboxCallback(store.outbox, uid),
             AttemptsCallback(store.local / ATTEMPTS),
             GaugesCallback({"run": store.name, "stage": resolved.name}, reader),
-        ]
+        )
         stop_file = store.local / STOP
         stop_file.unlink(missing_ok=True)  # left by an earlier attempt
         job.training.add(stop_file)
