@@ -34,7 +34,8 @@ from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import count_lines, open_runs, read_lines
 from scalablevit.tracking.records import MetricsRecord, Record
-from scalablevit.tracking.sync import LIVE_WITHIN_MS, load_progress
+from scalablevit.tracking.sync import LIVE_WITHIN_MS
+from scalablevit.tracking.sync_progress import load_progress
 from scalablevit.tracking.tags import UID
 
 OUTAGE_S = float(os.environ.get("SCALABLEVIT_OUTAGE_S", "45"))

@@ -380,6 +380,12 @@ def check_kubectl(arguments: list[str], place: Place) -> None:
             raise AssertionError("no check for this")
 
 
+def check_prometheus(arguments: list[str], place: Place) -> None:
+    """Prometheus and promtool; tests/infra/test_metrics.py and test_prometheus.py run them."""
+    assert arguments[:-1] in (["--config.file"], ["test", "rules"])
+    assert (REPOSITORY / arguments[-1]).is_file()
+
+
 def check_export(arguments: list[str], place: Place) -> None:
     assert all(re.fullmatch(r"[A-Z_]+=\S+", each) for each in arguments)
 
@@ -401,6 +407,7 @@ CHECKS: dict[str, Callable[[list[str], Place], None]] = {
     "make": check_make, "python": check_python, "pytest": check_pytest, "ray": check_ray, "mlflow": check_mlflow,
     "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
     "source": check_source, "scalablevit": check_scalablevit, "pip": check_pip,
+    "prometheus": check_prometheus, "promtool": check_prometheus,
 }  # fmt: skip
 
 
@@ -428,8 +435,8 @@ def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
     ["python pipelines/full.py --recpie my.yaml", "python pipelines/evaluate.py models:/nobody@candidate",
      "python pipelines/fill.py", "scalablevit fill", "scalablevit full --recpie my.yaml", "pip install scalablevit",
      "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
-     "make ful", "pytest tests/nowhere", "docker run x", "kubectl delete secret", "curl localhost",
-     "python tests/models/test_model_names.py",
+     "promtool test rules infra/metrics/no.yml", "make ful", "pytest tests/nowhere", "docker run x",
+     "kubectl delete secret", "curl localhost", "python tests/models/test_model_names.py",
      'make full ARGS="--recipe yours.yaml"'],
 )  # fmt: skip
 def test_a_wrong_command_is_complained_about(command: str, place: Place) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train import UserCallback
 
 from scalablevit.config.data import SPLITS, Shapes
 from scalablevit.config.loading import load_recipe
@@ -48,7 +49,7 @@ def in_process(monkeypatch):
 
     def launched(stage, worker_config, run_folder, callbacks, stop_file):
         def send(records, node):
-            for callback in callbacks:
+            for callback in (each for each in callbacks if isinstance(each, UserCallback)):
                 reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}
                 callback.after_report(None, [reported], None)
 

@@ -27,7 +27,8 @@ from scalablevit.run_files import FORMER_OUTBOX, RECORDS, REFUSED, SENT, SYNC_LO
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.records import StepMetrics
-from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending, load_progress
+from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending
+from scalablevit.tracking.sync_progress import load_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 RunOf = Callable[[MlflowClient, str, str], Run]

@@ -48,11 +48,17 @@ def private(module: str, name: str, purpose: str):
         pytest.fail(broken(f"{module}.{name} ({error})", purpose))
 
 
-def launch():
+def launch(ours="launch"):
     """Our module, which cannot be imported without the classes that it derives from."""
     for name, module in ray_internals._CLASSES.items():
         private(module, name, "to start, watch and stop workers: nothing trains without it")
-    return importlib.import_module("scalablevit.training.launch")
+    return importlib.import_module(f"scalablevit.training.{ours}")
+
+
+def hooks_of_ours():
+    """Our classes with hooks of the controller, by name."""
+    names = [("launch", "_Release"), ("launch", "_StopFileWatcher"), ("gauges", "GaugesCallback")]
+    return {name: getattr(launch(module), name) for module, name in names}
 
 
 def parameters(function) -> list[tuple[str, object]]:
@@ -77,13 +83,17 @@ HOOKS = [
     ("ControllerCallback", "_Release", "before_controller_shutdown", "to give back what a lost group held"),
     ("WorkerGroupCallback", "_StopFileWatcher", "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),
     ("WorkerGroupCallback", "_StopFileWatcher", "after_worker_group_poll_status", "to look for a Ctrl-C"),
+    ("ControllerCallback", "GaugesCallback", "after_controller_start", "to export gauges from the start of a run"),
+    ("ControllerCallback", "GaugesCallback", "before_controller_shutdown", "to end the gauges of a run that ended"),
 ]
 
 
-@pytest.mark.parametrize(("base", "ours", "hook", "purpose"), HOOKS, ids=[hook for _, _, hook, _ in HOOKS])
+@pytest.mark.parametrize(
+    ("base", "ours", "hook", "purpose"), HOOKS, ids=[f"{ours}.{hook}" for _, ours, hook, _ in HOOKS]
+)
 def test_hooks_of_the_controller(base, ours, hook, purpose):
     theirs = getattr(private(ray_internals._CLASSES[base], base, purpose), hook, None)
-    mine = getattr(getattr(launch(), ours), hook)
+    mine = getattr(hooks_of_ours()[ours], hook)
     assert theirs is not None, broken(f"{base}.{hook}", purpose)
     assert parameters(theirs) == parameters(mine), broken(f"the arguments of {base}.{hook}", purpose)
     awaited = inspect.iscoroutinefunction(theirs), inspect.iscoroutinefunction(mine)
@@ -91,8 +101,7 @@ def test_hooks_of_the_controller(base, ours, hook, purpose):
 
 
 def test_every_hook_that_we_override_is_tested_above():
-    classes = [getattr(launch(), name) for name in ("_Release", "_StopFileWatcher")]
-    ours = {(each.__name__, name) for each in classes for name in vars(each) if name[0] != "_"}
+    ours = {(each.__name__, name) for each in hooks_of_ours().values() for name in vars(each) if name[0] != "_"}
     assert ours == {(each, hook) for _, each, hook, _ in HOOKS}
 
 

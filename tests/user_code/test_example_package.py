@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from harness.user_code import EXAMPLE, packages_in, write_tag_data
+from ray.train import UserCallback
 
 import scalablevit as sv
 from scalablevit.cli import predict, promote
@@ -49,7 +50,7 @@ def launch_here(stage, worker_config, run_folder, callbacks, stop_file):
     """Ray's part: calls the worker, and the callbacks with what it reports."""
 
     def send(records, node):
-        for callback in callbacks:
+        for callback in (each for each in callbacks if isinstance(each, UserCallback)):
             reported = {"records": [record.as_dict() for record in records], "node": {"rank": 0, **node}}
             callback.after_report(None, [reported], None)
 

@@ -10,7 +10,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.run_files import RECORDS, RUNS
 from scalablevit.tracking.outbox import open_runs, outbox_of, read_lines
-from scalablevit.tracking.sync import OutboxSync, Pending, load_progress, refused_records
+from scalablevit.tracking.sync import OutboxSync, Pending, refused_records
+from scalablevit.tracking.sync_progress import load_progress
 
 EPILOG = """\
 Each run's records are in <root>/runs/<run>/outbox and stay there. Without --uri they go where their job sent them, or

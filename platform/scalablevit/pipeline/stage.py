@@ -267,6 +267,7 @@ def _launch(
 ) -> "WorkerResult":
     from scalablevit.training.attempts import AttemptsCallback
     from scalablevit.training.data_listing import store_listings
+    from scalablevit.training.gauges import GaugeReader, GaugesCallback
     from scalablevit.training.launch import STOP, launch
     from scalablevit.training.worker import WorkerConfig
 
@@ -284,7 +285,13 @@ def _launch(
     )
     metrics = task_info(resolved.stage.task.kind).metrics_by_interest
     with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file):
-        callbacks = [OutboxCallback(store.outbox, uid), AttemptsCallback(store.local / ATTEMPTS)]
+        batch_size = resolved.stage.training.global_batch_size
+        reader = GaugeReader(store.local, store.location, uid, metrics[0], batch_size)
+        callbacks = (
+            OutboxCallback(store.outbox, uid),
+            AttemptsCallback(store.local / ATTEMPTS),
+            GaugesCallback({"run": store.name, "stage": resolved.name}, reader),
+        )
         stop_file = store.local / STOP
         stop_file.unlink(missing_ok=True)  # left by an earlier attempt
         job.training.add(stop_file)

@@ -10,12 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from scalablevit.io import write_file
-from scalablevit.run_files import RECORDS, REFUSED, SENT, SYNC_LOCK
+from scalablevit.run_files import REFUSED, SYNC_LOCK
 from scalablevit.tracking.connection import (
     MESSAGE_LENGTH,
     Away,
@@ -30,6 +29,7 @@ from scalablevit.tracking.connection import (
 from scalablevit.tracking.mlflow_writer import METRICS_PER_CALL, MLflowWriter, Refusal, RunGone
 from scalablevit.tracking.outbox import Line, Outbox, count_lines, now_ms, open_runs, read_lines
 from scalablevit.tracking.records import ArtifactRecord, MetricsRecord, ModelRecord, RunRecord, UnreadLine
+from scalablevit.tracking.sync_progress import SyncProgress, load_progress
 
 POLL_S = 1.0
 """Seconds between two checks for new records."""
@@ -45,38 +45,6 @@ LIVE_WITHIN_MS = 60_000
 """A run whose latest record is not older than this, in milliseconds, counts as still at work."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SyncProgress:
-    """How far an outbox has been sent to a server: `shipped.json`."""
-
-    uri: str
-    """The server's address without credentials; another server gets everything from the start."""
-    offset: int = 0
-    """Bytes of the outbox whose records have arrived or were set aside."""
-    runs: dict[str, str] = field(default_factory=dict)
-    """MLflow run id by our uid."""
-
-    @classmethod
-    def load(cls, folder: Path, uri: str) -> "SyncProgress":
-        """Return the saved progress for this server, else a new one: MLflow ignores what is then sent again."""
-        saved = load_progress(folder)
-        return saved if saved is not None and saved.uri == uri else cls(uri)
-
-    def save(self, folder: Path) -> None:
-        """Write the progress to the outbox's folder; the file is replaced as a whole."""
-        write_file(folder / SENT, json.dumps(asdict(self)).encode(), durable=False)
-
-
-def load_progress(folder: Path) -> SyncProgress | None:
-    """Return where an outbox was sent last, and how far; None where it is unknown."""
-    try:
-        saved = SyncProgress(**json.loads((folder / SENT).read_bytes()))
-        size = (folder / RECORDS).stat().st_size
-    except (OSError, ValueError, TypeError):
-        return None
-    return saved if saved.offset <= size else None
 
 
 def refused_records(folder: Path) -> list[str]:

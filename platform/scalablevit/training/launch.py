@@ -46,7 +46,7 @@ def launch(
     stage: Stage,
     worker_config: "WorkerConfig",
     run_folder: str,
-    callbacks: Sequence[ray.train.UserCallback],
+    callbacks: Sequence[ray.train.UserCallback | ControllerCallback],
     stop_file: Path | None = None,
 ) -> WorkerResult:
     """Train a stage on the connected Ray cluster and wait for its end.

@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 _CLASSES = {
-    # Hooks of Ray Train's controller: before new workers are set up, once they train, at each poll of them, before the
-    # controller ends. Missing: the public UserCallback is called for reports and failures only.
+    # Hooks of Ray Train's controller: when it starts, before new workers are set up, once they train, at each poll of
+    # them, before the controller ends. Missing: the public UserCallback is called for reports and failures only.
     "ControllerCallback": "ray.train.v2._internal.execution.callback",
     "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
     # Why workers did not start: no room for them, or one was lost. The former is tried again less often. Missing: the
