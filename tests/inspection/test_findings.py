@@ -280,6 +280,13 @@ def test_class_names_that_differ_in_case_alone_get_a_warning() -> None:
     assert warning == "1 class names differ in case or spaces alone (Cat and cat ): make them one class if they are one"
 
 
+def test_values_of_several_colours_get_a_warning() -> None:
+    good = with_pixels((90, 10), {0: 90, 1: 10})
+    several = replace(good, pixels=replace(good.pixels, recolored={1: ("red in a.png", "blue in b.png")}))
+    warning = the_warning(found(masks(2), several, good))
+    assert warning.startswith("train: 1 mask values have several colours in the masks' palettes, such as 1: red in a.p")
+
+
 def test_files_of_several_pages_get_a_warning() -> None:
     some = split(samples_by_class=(9, 9))
     warning = the_warning(found(folders(), replace(some, paged=7, paged_files=("a.tif", "b.gif")), some))

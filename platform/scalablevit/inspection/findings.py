@@ -93,6 +93,13 @@ def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
             f"{counts.boxes.empty_images} of {counts.samples} images have no object, so that any detection in them is "
             "wrong: leave images that nobody has labelled out of the file"
         )
+    if counts.pixels and counts.pixels.recolored:
+        first, masks = next(iter(counts.pixels.recolored.items()))
+        yield (
+            f"{len(counts.pixels.recolored)} mask values have several colours in the masks' palettes, such as {first}: "
+            f"{' and '.join(masks)}; if each mask got a palette of its own, a value means several classes: write them "
+            "again with one palette"
+        )
     if counts.paged:
         yield (
             f"{counts.paged} files have several pages or frames ({_first(counts.paged_files)}), and only the first is "
@@ -265,7 +272,8 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
     if shared is not None and shared.contradictions:
         findings.warnings.append(
             f"{shared.contradictions} images have the bytes of an image of another class: "
-            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; leave each in one class"
+            f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; "
+            "leave each in one class"
         )
     if shared is None or not shared.count:
         return

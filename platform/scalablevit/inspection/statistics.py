@@ -1,7 +1,7 @@
 """Statistics of a data set: counts over each split, and images that the splits share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Pixels:
     """By mask value, for values that occur."""
     values: tuple[int, ...] = ()
     """Mask value of each class; empty in files of earlier versions, whose classes are in the order of the values."""
+    recolored: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Mask values of classes that have several colours in the masks' palettes, with two colours and masks."""
 
     @property
     def ignored_share(self) -> float:
@@ -222,7 +224,7 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         objects_by_class=None
         if annotations is None
         else _by_class(annotations.labels[~annotations.crowd], len(source.classes)),
-        pixels=_pixels(source, data, counts.pixels)
+        pixels=_pixels(source, data, counts)
         if isinstance(data, MaskPairs) and report.complete and not report.wrong
         else None,
         boxes=_boxes(annotations, data, report)
@@ -294,18 +296,24 @@ def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 
-def _pixels(source: Source, data: MaskPairs, by_value: tuple[int, ...]) -> Pixels | None:
+def _pixels(source: Source, data: MaskPairs, of_check: Counts) -> Pixels | None:
     """Return pixels by class from those by mask value; None where masks were not read."""
+    by_value = of_check.pixels
     if not by_value:
         return None
     # a model's order of the classes may be another one than that of the mask values
     table = source.table if isinstance(source, MaskPairsSource) else label_table(data, source.classes)
     counts, classes = np.array(by_value), range(len(source.classes))
+    colors: dict[int, tuple[str, ...]] = {}
+    for value, color, name in of_check.colors:
+        if table[value] != IGNORE:
+            colors[value] = (*colors.get(value, ()), f"{color} in {name}")
     return Pixels(
         by_class=tuple(int(counts[table == index].sum()) for index in classes),
         ignored=int(counts[table == IGNORE].sum()),
         by_value={int(i): int(counts[i]) for i in np.flatnonzero(counts)},
         values=tuple(int(np.flatnonzero(table == index)[0]) for index in classes),
+        recolored={value: found for value, found in colors.items() if len(found) > 1},
     )
 
 
