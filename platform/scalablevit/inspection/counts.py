@@ -92,7 +92,8 @@ class Counter:
         """Count the pixels of a mask (height, width) by their value, and note the colours of its values."""
         of_mask = np.bincount(mask.ravel(), minlength=VALUES)
         if palette:
-            colored = [(int(i), str(tuple(palette[3 * i : 3 * i + 3])), name) for i in np.flatnonzero(of_mask)]
+            values = np.flatnonzero(of_mask).tolist()
+            colored = [(i, str(tuple(palette[3 * i : 3 * i + 3])), name) for i in values]
             self.colors = _first_colors((*self.colors, *colored))
         self.pixels = of_mask if self.pixels is None else self.pixels + of_mask
 
