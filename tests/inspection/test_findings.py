@@ -231,6 +231,14 @@ def test_equal_images_of_several_classes_get_a_warning() -> None:
     assert warning.startswith("3 images have the bytes of an image of another class: cat/a.jpg = dog/b.jpg and 2 more;")
 
 
+def test_augmented_copies_of_training_images_get_a_warning() -> None:
+    some, shared = split(samples_by_class=(9, 9)), SharedImages(0, 100, (), copies=3, copied=("a_jpg.rf.4.png",))
+    warning = the_warning(found(folders(), some, some, shared=shared))
+    assert warning.startswith(
+        "3 of 100 validation images have the name of a training image before Roboflow's .rf. (a_j"
+    )
+
+
 def test_splits_that_name_the_same_folder_are_told_so() -> None:
     some, shared = split(samples_by_class=(9, 9)), SharedImages(8, 8, ())
     same = {"train": Split(images="./a"), "val": Split(images="a/")}

@@ -275,6 +275,11 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
             f"{_pairs(shared.contradicting)}{and_more(shared.contradictions, len(shared.contradicting))}; "
             "leave each in one class"
         )
+    if shared is not None and shared.copies > WARN_SHARE * shared.of:
+        findings.warnings.append(
+            f"{shared.copies} of {shared.of} validation images have the name of a training image before Roboflow's .rf."
+            f" ({_first(shared.copied)}): copies of one picture belong into one split"
+        )
     if shared is None or not shared.count:
         return
     named = _pairs(shared.names)

@@ -20,6 +20,7 @@ from scalablevit.inspection.counts import Counts
 
 NAMED = 5
 """Most files of a kind that are listed by name."""
+_COPY = ".rf."  # Roboflow's names: that of the source, this, and a sum of the augmented copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,10 @@ class SharedImages:
     """Images whose bytes are those of an image of another class in the same split."""
     contradicting: tuple[tuple[str, str], ...] = ()
     """The first pairs of them."""
+    copies: int = 0
+    """Validation images whose name before Roboflow's `.rf.` is that of a training image, as of augmented copies."""
+    copied: tuple[str, ...] = ()
+    """The first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +265,18 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
     names = tuple((printable(val.names[i]), printable(train.names[k])) for i, k in pairs[:NAMED])
     contradicting = [*_contradictions(train, train_sums), *_contradictions(val, val_sums)]
-    return SharedImages(len(pairs), int(readable.sum()), names, len(contradicting), tuple(contradicting[:NAMED]))
+    pictures = {name.partition(_COPY)[0] for name in _copies(train)}
+    copies = [printable(name) for name in _copies(val) if name.partition(_COPY)[0] in pictures]
+    return SharedImages(
+        len(pairs), int(readable.sum()), names,
+        len(contradicting), tuple(contradicting[:NAMED]), len(copies), tuple(copies[:NAMED]),
+    )  # fmt: skip
+
+
+def _copies(source: Source) -> list[str]:
+    """Return the names that Roboflow has given; a million others are not decoded for that."""
+    found = _COPY.encode() in source.names.block.tobytes()
+    return [name for name in source.names if _COPY in name] if found else []
 
 
 def _contradictions(source: Source, sums: NDArray[np.uint8]) -> list[tuple[str, str]]:
