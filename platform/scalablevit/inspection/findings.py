@@ -88,7 +88,7 @@ def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
             "boxes are; if these were drawn on the stored pixels, remove the orientation from these files, else save "
             "the pixels upright"
         )
-    if counts.boxes and counts.boxes.empty_images > EMPTY_SHARE * counts.samples:
+    if counts.boxes and EMPTY_SHARE * counts.samples < counts.boxes.empty_images < counts.samples:
         yield (
             f"{counts.boxes.empty_images} of {counts.samples} images have no object, so that any detection in them is "
             "wrong: leave images that nobody has labelled out of the file"
