@@ -368,12 +368,12 @@ def check_docker(arguments: list[str], place: Place) -> None:
 
 
 def check_kubectl(arguments: list[str], place: Place) -> None:
-    """What is created stands in infra/rayjob.yaml, or is that file."""
+    """What is created stands in infra/kuberay/base/rayjob.yaml, or is that file."""
     match arguments:
         case ["create", "-f", file]:
             assert (REPOSITORY / file).is_file()
         case ["create", "secret", "generic", name, *literals]:
-            job = (REPOSITORY / "infra" / "rayjob.yaml").read_text()
+            job = (REPOSITORY / "infra" / "kuberay" / "base" / "rayjob.yaml").read_text()
             assert re.search(rf"^ .*: {name}\b", job, re.MULTILINE)
             assert all(each.startswith("--from-literal=") and each.split("=")[1] in job for each in literals)
         case _:

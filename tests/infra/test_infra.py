@@ -90,7 +90,7 @@ def test_the_image_has_the_locked_python_and_the_same_installer() -> None:
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
-    loaded = yaml.safe_load((INFRA / "rayjob.yaml").read_text(encoding="utf-8"))
+    loaded = yaml.safe_load((INFRA / "kuberay" / "base" / "rayjob.yaml").read_text(encoding="utf-8"))
     assert isinstance(loaded, dict)
     return loaded
 
