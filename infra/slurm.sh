@@ -54,7 +54,7 @@ prepared=
 
 on() { # command...; on the nodes of `where`, for a subshell only: its process becomes srun's
     exec srun --nodes=${#where[@]} --ntasks=${#where[@]} --ntasks-per-node=1 --nodelist="$(IFS=,; echo "${where[*]}")" \
-        --cpus-per-task="$cpus" --cpu-bind=none --kill-on-bad-exit=0 --no-kill "$@"
+        --cpus-per-task="$cpus" --cpu-bind=none --overlap --kill-on-bad-exit=0 --no-kill "$@"
 }
 
 living() { # process ids...; whether one of them lives
@@ -105,6 +105,8 @@ if [ ${#nodes[@]} -gt 1 ]; then
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect((sys.argv[1], 9))
     print(probe.getsockname()[0])' "${nodes[-1]}")
+else
+    export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # else Ray does not keep to 127.0.0.1: see infra/head.py
 fi
 dashboard="http://$address:$((port + 1))"
 export NO_PROXY="${NO_PROXY:+$NO_PROXY,}$address" no_proxy="${no_proxy:+$no_proxy,}$address"

@@ -110,6 +110,7 @@ class Place:
             "<name>": MODEL, "demo-detect": MODEL, "objects-detect": MODEL,
             "<run>/": f"{self.root}/runs/{RUN}/", "<run>": RUN, "<n>": "7", "<job>": "raysubmit_1",
             "<head>": "127.0.0.1", "<mlflow server>": "127.0.0.1", "<user>": "u", "<password>": "p",
+            "<storage>": "127.0.0.1", "<key>": "k", "<secret>": "s",
             "key.sub=value": "training.seed=1", "seed=N": "seed=1",
             "--recipe R": "--recipe my.yaml", "--space S": "--space spaces/space.yaml", "--root ...": "--root root",
             "IMAGES --out DIR": "images --out next",
@@ -380,8 +381,8 @@ def check_kubectl(arguments: list[str], place: Place) -> None:
             assert f"\n  name: {name}\n" in files
         case ["create", "secret", "generic", name, *literals]:
             assert re.search(rf"[{{ ](name|secretName): {name}\b", files)
-            keys = {"auth_token", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "AWS_ACCESS_KEY_ID",
-                    "AWS_SECRET_ACCESS_KEY"}  # fmt: skip
+            keys = {"auth_token", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL",
+                    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}  # fmt: skip
             assert all(each.startswith("--from-literal=") and each.split("=")[1] in keys for each in literals)
         case _:
             raise AssertionError("no check for this")

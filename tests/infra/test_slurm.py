@@ -29,6 +29,7 @@ TOOLS = {
         exec "$@" """,
     "ray": """
         echo "ray $*" >> "$TRACE/log"
+        env >> "$TRACE/environment"
         case "$1 $2" in
             "start "*)
                 [ -e "$TRACE/broken" ] && exit 1
@@ -124,7 +125,13 @@ def test_folder_ports_and_job_are_the_allocations_own(trace: Path) -> None:
     assert len(ports) == len(set(ports)) == 5 and all(20_000 <= port < 32_000 for port in ports)
     (submit,) = (line for line in calls(trace) if line.startswith("ray job submit"))
     assert f"--submission-id slurm-{JOB}-0 --runtime-env infra/runtime_env.yaml -- {' '.join(COMMAND)}" in submit
-    assert "srun@ " not in "\n".join(calls(trace))  # a cluster of one node has nobody to wait for
+    assert not [line for line in calls(trace) if line.startswith(("srun@n1 python", "srun@ "))]  # no other node
+    environment = (trace / "environment").read_text().splitlines()
+    assert {f"{name}={value}" for name, value in head_script.SINGLE_NODE.items()} <= set(environment)
+    assert "RAY_AUTH_MODE=token" in environment and "RAY_JOB_STOP_WAIT_TIME_S=90" in environment
+    tokens = {line for line in environment if line.startswith("RAY_AUTH_TOKEN=")}
+    assert len(tokens) == 1 and re.fullmatch("RAY_AUTH_TOKEN=[0-9a-f]{64}", *tokens)
+    assert not [line for line in calls(trace) if line.startswith("ray") and next(iter(tokens))[15:] in line]
 
 
 def test_sigterm_saves_and_ends(trace: Path) -> None:
