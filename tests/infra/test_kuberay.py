@@ -283,6 +283,11 @@ def test_what_is_written_has_a_volume(job: str) -> None:
     assert "--create-home --uid 1000 scalablevit" in (REPOSITORY / "infra" / "Dockerfile").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_what_outlives_jobs_is_not_deleted_with_one(job: str) -> None:
+    assert not {each["kind"] for each in rendered(job)} & {"Namespace", "PersistentVolumeClaim"}
+
+
 # --- secrets and tokens ---
 
 
@@ -504,7 +509,7 @@ def test_a_search_on_gpus_has_a_trial_on_each_machine_from_the_beginning() -> No
     assert not fit_together([trial] * 5, nodes("gpu-search", "maxReplicas"))
 
 
-def test_groups_agree_with_their_numbers_and_only_spot_machines_are_given_back() -> None:
+def test_groups_agree_with_their_numbers_and_only_spot_machines_come_and_go() -> None:
     for job in JOBS:
         for group in groups(job):
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
