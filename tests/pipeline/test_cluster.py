@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from harness.signal_handlers import handlers
 
+from scalablevit.cli import main
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import cluster
@@ -14,6 +16,7 @@ from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE
 
+__all__ = ["handlers"]
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 pytestmark = pytest.mark.ray
@@ -128,3 +131,19 @@ def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
         cluster._check_reach(stages, tmp_path, ["a", "b"])
     assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
+
+
+def test_doctor_asks_every_node(two_nodes, tmp_path, capsys, handlers):
+    import ray
+
+    ray.shutdown()
+    capsys.readouterr()
+    assert main("doctor", ["--root", str(tmp_path), "--json"]) == 0
+    assert not ray.is_initialized()
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    levels = {(each["what"], each["level"]) for each in findings if each["what"] not in ("token", "disk", "GPUs")}
+    assert {level for _, level in levels} == {"good"}
+    counts = {what: sum(each["what"] == what for each in findings) for what, _ in levels}
+    on_each = dict.fromkeys(("versions", "shared memory", "storage", "clock"), 2)
+    assert counts == {**on_each, "cluster": 1, "tracking": 1, "upload": 1, "shared folders": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["runs"] and not list((tmp_path / "runs").iterdir())
