@@ -95,12 +95,15 @@ def test_clocks_differ_only_where_they_surely_do() -> None:
 
 
 def test_run_storage_that_a_node_cannot_write_to(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    storage = collect(["", str(tmp_path / "runs"), str(tmp_path / "file")]).storage
+    (tmp_path / "runs").mkdir()
+    storage = collect(["", str(tmp_path / "runs"), str(tmp_path / "not" / "mounted")]).storage
+    assert not (tmp_path / "not").exists(), "a mount point is not made"
     assert storage[str(tmp_path / "runs")] == ("", "") and not list((tmp_path / "runs").iterdir())
     good, bad = (find_storage(NODE, location, *error) for location, error in storage.items())
     assert (good.level, bad.level) == ("good", "stops")
-    assert f"cluster.storage ({tmp_path / 'file'}) on node 10.0.0.1: a file cannot be written" in str(bad.problem)
+    assert f"cluster.storage ({tmp_path / 'not' / 'mounted'}) on node 10.0.0.1: a file cannot be written" in str(
+        bad.problem
+    )
 
 
 def test_a_cluster_without_a_token_and_an_upload_with_data() -> None:
@@ -128,5 +131,10 @@ def test_a_training_is_refused_for_what_doctor_finds(monkeypatch, tmp_path, caps
     with pytest.raises(UserError) as caught:
         cluster._check_nodes(resolved, tmp_path, [NODE, OTHER])
     assert caught.value is not finding.problem and str(caught.value) == str(finding.problem)
-    one_machine = [NODE, replace(OTHER, address=NODE.address)]
-    cluster._check_nodes(resolved, tmp_path, one_machine)
+    cluster._check_nodes(resolved, tmp_path, [NODE, replace(OTHER, address=NODE.address)])
+    cluster._check_nodes(resolved, tmp_path, [NODE, replace(OTHER, resources={})])  # such as a head without CPUs
+    facts["b"] = replace(here, shared_free=2**20)
+    loading = [SimpleNamespace(stage=stage_of("pretrain", "cluster.loader_workers=64"))]
+    with pytest.raises(UserError, match="node 10.0.0.2: /dev/shm has 1.0 MiB free"):
+        cluster._check_nodes(loading, tmp_path, [NODE, OTHER])
+    cluster._check_nodes(loading, tmp_path, [NODE, replace(OTHER, resources={})])

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
         nodes: resources of each node, by Ray's names (`CPU`, `GPU`).
     """
     free = [dict(node) for node in nodes]
-    wanted = [
-        {"GPU": stage.cluster.gpus_per_worker, "CPU": stage.cluster.cpus_per_worker}
-        for stage in stages
-        for _ in range(stage.cluster.workers)
-    ]
+    wanted = [_resources(stage) for stage in stages for _ in range(stage.cluster.workers)]
     for worker in sorted(wanted, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
         node = next((node for node in free if _workers_on(node, worker) >= 1), None)
         if node is None:
@@ -239,9 +236,8 @@ def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]
 
 def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
     """Return an error if the nodes have too few resources for the stage's least number of workers; else nothing."""
-    cluster = resolved.stage.cluster
     workers = least_workers(resolved.stage)
-    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    wanted = _resources(resolved.stage)
     room = sum(_workers_on(node, wanted) for node in nodes)
     if room >= workers:
         return []
@@ -258,6 +254,11 @@ def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: s
             fix=(f"set cluster.workers={room}, " if room else "") + "ask less for each worker, or add nodes",
         )
     ]
+
+
+def _resources(stage: Stage) -> dict[str, float]:
+    """Return what a worker of the stage takes, by Ray's names."""
+    return {"CPU": stage.cluster.cpus_per_worker, "GPU": stage.cluster.gpus_per_worker}
 
 
 def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
@@ -314,8 +315,7 @@ def _check_nodes(stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[No
     findings = find_on_nodes(
         nodes,
         sorted({storage_location(resolved.stage.cluster.storage, root) for resolved in stages}),
-        max((node_checks.shared_bytes(resolved.stage) for resolved in stages), default=0),
-        connected=any(resolved.stage.cluster.workers > 1 for resolved in stages),
+        [resolved.stage for resolved in stages],
     )
     for finding in findings:
         if finding.problem is not None and not finding.stops:
@@ -325,19 +325,22 @@ def _check_nodes(stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[No
 
 
 def find_on_nodes(
-    nodes: Sequence[Node], storages: Sequence[str], shared_bytes: int = 0, *, connected: bool = True
+    nodes: Sequence[Node], storages: Sequence[str], stages: Sequence[Stage] | None = None
 ) -> list[Finding]:
     """Return what is good and bad on each node, before it costs a training time.
 
     Args:
         nodes: of the connected cluster; a single one is this machine.
-        storages: locations of run storage.
-        shared_bytes: shared memory that the loader processes of a worker need, in bytes.
-        connected: whether workers on several machines connect to one another.
+        storages: locations of run storage; folders are created here if they do not exist.
+        stages: what is to be trained; None: not known, so that workers may be on every node.
 
     Raises:
         UserError: not every node answered in time.
     """
+    for location in storages:
+        if "://" not in location:
+            with suppress(OSError):  # the nodes say what is wrong with it
+                Path(location).mkdir(parents=True, exist_ok=True)
     answers: Mapping[str, NodeFacts]
     found: list[Finding] = []
     ids = [node.id for node in nodes]
@@ -348,23 +351,26 @@ def find_on_nodes(
 
         own = ray.get_runtime_context().get_node_id()
         host = next(node.address for node in nodes if node.id == own)
-        with socket.create_server(("", 0), backlog=len(nodes)) as server:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server(("", 0), family=family, backlog=len(nodes)) as server:
             place = f"{host}:{server.getsockname()[1]}"
             answers = _ask_nodes(ids, node_checks.collect, [place, *storages], "whether it can train")
         before = time.time()
         clocks = _ask_nodes(ids, node_checks.read_clock, [], "what time it is")
         after = time.time()
         found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes]
-    here, apart = node_checks.versions(), connected and len({node.address for node in nodes}) > 1
+    here, apart = node_checks.versions(), len({node.address for node in nodes}) > 1
     for node in nodes:
         facts = answers[node.id]
+        hosted = [stage for stage in stages or () if _workers_on(node.resources, _resources(stage)) >= 1]
+        connects = apart and (stages is None or any(stage.cluster.workers > 1 for stage in hosted))
         found += [
             node_checks.find_versions(node, facts, here),
             node_checks.find_gpus(node, facts),
-            node_checks.find_shared_memory(node, facts, shared_bytes),
+            node_checks.find_shared_memory(node, facts, max(map(node_checks.shared_bytes, hosted), default=0)),
             node_checks.find_disk(node.address, *facts.disk),
             *(node_checks.find_storage(node, location, *error) for location, error in facts.storage.items()),
-            *([node_checks.find_address(node, facts), node_checks.find_ports(node, facts)] if apart else []),
+            *([node_checks.find_address(node, facts), node_checks.find_ports(node, facts)] if connects else []),
         ]
     return found
 

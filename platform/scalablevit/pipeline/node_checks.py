@@ -104,7 +104,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(name).partition("+")[0]  # builds for CPUs and GPUs may be mixed
     return found
 
 

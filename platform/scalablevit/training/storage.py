@@ -39,7 +39,7 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
 
 
 def check_storage(location: str) -> None:
-    """Write, read and delete a small file in a folder (a path or an address), which is created if it does not exist.
+    """Write, read and delete a small file in run storage: a folder that exists, or an address.
 
     Raises:
         UserError: one of them fails.
@@ -48,18 +48,17 @@ def check_storage(location: str) -> None:
     try:
         filesystem, path = open_filesystem(location)
         name, content = f"{path}/.probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
-        if is_local:
-            filesystem.create_dir(path, recursive=True)
         put(filesystem, name, content)
         if read(filesystem, name) != content:
             raise OSError("what was written reads as something else")
         filesystem.delete_file(name)
-        filesystem.create_dir(path, recursive=True)  # last: of a bucket it says less than `put` about what is wrong
+        if not is_local:  # as a run does; it says less than `put` about what is wrong
+            filesystem.create_dir(path, recursive=True)
     except (OSError, ValueError) as error:  # ValueError: an address that pyarrow does not know
         keys = "endpoint (AWS_ENDPOINT_URL) and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         raise UserError(
             f"a file cannot be written, read and deleted there: {' '.join(str(error).split())}", where=location,
-            fix="make the folder writable on every node" if is_local else f"check address, {keys} on every node",
+            fix="mount the folder on every node, writable" if is_local else f"check address, {keys} on every node",
         ) from None  # fmt: skip
 
 
