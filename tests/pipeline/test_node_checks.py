@@ -135,6 +135,6 @@ def test_a_training_is_refused_for_what_doctor_finds(monkeypatch, tmp_path, caps
     cluster._check_nodes(resolved, tmp_path, [NODE, replace(OTHER, resources={})])  # such as a head without CPUs
     facts["b"] = replace(here, shared_free=2**20)
     loading = [SimpleNamespace(stage=stage_of("pretrain", "cluster.loader_workers=64"))]
-    with pytest.raises(UserError, match="node 10.0.0.2: /dev/shm has 1.0 MiB free"):
+    with pytest.raises(UserError, match=r"node 10\.0\.0\.2: /dev/shm has 1\.0 MiB free"):
         cluster._check_nodes(loading, tmp_path, [NODE, OTHER])
     cluster._check_nodes(loading, tmp_path, [NODE, replace(OTHER, resources={})])
