@@ -31,6 +31,7 @@ from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
+from scalablevit.tracking.notify_settings import check_settings
 
 UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
@@ -173,7 +174,7 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 
 
 def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
-    """Check the stage's architecture and MLflow's address, and find its initial weights.
+    """Check the stage's architecture, MLflow's address and whom to notify, and find its initial weights.
 
     Raises:
         UserError: one of them is of no use, or as `import_user_code`.
@@ -186,6 +187,7 @@ def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
 
         check_architecture(stage.model.name)
     check_uri(tracking_uri(stage.tracking.uri, root))
+    check_settings([stage])
     return find_init_weights(stage, root)
 
 

@@ -93,7 +93,8 @@ def refused_records(folder: Path) -> list[str]:
         try:
             entry = json.loads(text)
             record, reason = entry["record"], " ".join(str(entry["reason"]).split())[:MESSAGE_LENGTH]
-            run, kind = names.get(record.get("uid"), record.get("uid")), record.get("kind")
+            run = names.get(record.get("uid"), record.get("run", record.get("uid")))  # notifications have its name
+            kind = record.get("kind")
         except (ValueError, KeyError, TypeError, AttributeError):
             counts[f"a line of {REFUSED} that cannot be read"] += 1
             continue
