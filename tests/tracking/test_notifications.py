@@ -1,4 +1,4 @@
-"""From an event to people: only what was asked for, once, whatever dies in between, and in nobody's way."""
+"""From an event to people: only what was asked for, once, whatever dies in between, and in nobody's channel."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from scalablevit.config.recipe import Event
 from scalablevit.run_files import NOTIFICATIONS, RECORDS, REFUSED
 from scalablevit.tracking import notifications
 from scalablevit.tracking.notifications import (
-    WAYS,
+    CHANNELS,
     NotificationSync,
     Notifier,
     format_body,
@@ -59,12 +59,12 @@ def notifier(root: Path, *events: Event) -> Notifier:
     return Notifier(root, events or ("finished",), "demo-pretrain-fa71791b5973", "pretrain", "/data/runs/demo")
 
 
-def send(root: Path, way: str = "webhook") -> Any:
-    return NotificationSync(root, way, load_settings()).send_left()
+def send(root: Path, channel: str = "webhook") -> Any:
+    return NotificationSync(root, channel, load_settings()).send_left()
 
 
-def recorded(root: Path, way: str = "webhook") -> list[str]:
-    folder = root / NOTIFICATIONS / way
+def recorded(root: Path, channel: str = "webhook") -> list[str]:
+    folder = root / NOTIFICATIONS / channel
     records = [line.record for line in read_lines(folder)] if (folder / RECORDS).exists() else []
     return [record.event for record in records if isinstance(record, NotificationRecord)]
 
@@ -77,7 +77,7 @@ def script(folder: Path, *lines: str) -> str:
     return str(file)
 
 
-def test_only_the_events_that_a_recipe_names_are_recorded_for_the_ways_that_are_set_up(
+def test_only_the_events_that_a_recipe_names_are_recorded_for_the_channels_that_are_set_up(
     tmp_path: Path, set_up: Callable[..., None]
 ) -> None:
     notifier(tmp_path).record("finished")
@@ -356,5 +356,5 @@ def test_sync_sends_what_waits_and_says_why_not(
         assert code == 1 and "1 records left (SCALABLEVIT_NOTIFY_WEBHOOK is not set)" in said
 
 
-def test_every_way_is_a_setting() -> None:
-    assert set(WAYS) <= set(vars(load_settings({})))
+def test_every_channel_is_a_setting() -> None:
+    assert set(CHANNELS) <= set(vars(load_settings({})))

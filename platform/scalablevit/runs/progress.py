@@ -48,7 +48,7 @@ class Progress:
         metrics: names of evaluation metrics, those that matter most first; the first one decides which checkpoint is
             best.
         status: the run's `status.json`, which this thread keeps up to date.
-        notifier: is told when the training has stalled; None: nobody is.
+        notifier: records that the training has stalled; None: nobody is notified.
     """
 
     def __init__(

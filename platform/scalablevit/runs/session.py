@@ -97,7 +97,7 @@ class RunSession:
             total: how much there is to do, in `unit`.
             unit: what `total` counts.
             stopping: set when the job was interrupted: the run then counts as killed, whatever exception is raised.
-            notifier: is told of a failure; None: nobody is.
+            notifier: records a failure; None: nobody is notified.
         """
         with StatusFile(self.store, self._lease, stage, total, unit, self._uri, stopping) as status_file:
             try:

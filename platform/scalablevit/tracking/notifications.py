@@ -26,8 +26,8 @@ from scalablevit.tracking.records import NotificationRecord, UnreadLine
 from scalablevit.tracking.sync import UNCLEAR_TRIES, OrderedSync
 from scalablevit.tracking.webhook import post
 
-WAYS = ("webhook", "command")
-"""The ways to notify people, which are settings; each has an outbox of its name, so that none waits for the other."""
+CHANNELS = ("webhook", "command")
+"""The channels to people, which are settings; each has an outbox of its name, so that none waits for the other."""
 COMMAND_S = 10.0
 """Longest time in seconds that the command may take."""
 DRAIN_S = 10.0
@@ -76,9 +76,9 @@ class Notifier:
             where = f"{socket.gethostname()}: {self.place}"
             record = NotificationRecord(uid or uuid.uuid4().hex, now_ms(), event, self.run, self.stage, where,
                                         metric, finite, model, version)  # fmt: skip
-            for way in WAYS:
-                if getattr(settings, way):
-                    with closing(Outbox(self.root / NOTIFICATIONS / way)) as outbox:
+            for channel in CHANNELS:
+                if getattr(settings, channel):
+                    with closing(Outbox(self.root / NOTIFICATIONS / channel)) as outbox:
                         outbox.notification(record)
         except Exception as error:  # no run ends because nobody heard of it
             why = format_error(error, "")
@@ -118,18 +118,18 @@ def format_body(record: NotificationRecord, format_: str) -> bytes:
 
 
 class NotificationSync(OrderedSync):
-    """Sends the notifications of one of `WAYS`.
+    """Sends the notifications of one of `CHANNELS`.
 
     Args:
         root: the platform's root.
-        way: one of `WAYS`.
+        channel: one of `CHANNELS`.
         settings: the operator's.
     """
 
-    def __init__(self, root: Path, way: str, settings: NotifySettings) -> None:
-        super().__init__(root / NOTIFICATIONS / way, way)
-        Outbox(root / NOTIFICATIONS / way).close()  # a file to read
-        self._way = way
+    def __init__(self, root: Path, channel: str, settings: NotifySettings) -> None:
+        super().__init__(root / NOTIFICATIONS / channel, channel)
+        Outbox(root / NOTIFICATIONS / channel).close()  # a file to read
+        self._channel = channel
         self._settings = settings
 
     def _send(self, lines: Sequence[Line]) -> list[Refusal]:
@@ -139,10 +139,10 @@ class NotificationSync(OrderedSync):
         if now_ms() - record.time_ms > OLDEST_MS:
             return [Refusal(record, "it has waited for more than seven days")]
         settings = self._settings
-        if not getattr(settings, self._way):
-            raise Away(f"{VARIABLE}{self._way.upper()} is not set")
+        if not getattr(settings, self._channel):
+            raise Away(f"{VARIABLE}{self._channel.upper()} is not set")
         try:
-            if self._way == "command":
+            if self._channel == "command":
                 self._call(format_json(record))
             else:
                 post(settings.webhook, settings.key, record.uid, format_body(record, settings.format),
@@ -186,9 +186,13 @@ def notification_syncs(root: Path) -> dict[Path, NotificationSync]:
     Raises:
         UserError: as `load_settings`.
     """
-    folders = {root / NOTIFICATIONS / way: way for way in WAYS if (root / NOTIFICATIONS / way / RECORDS).is_file()}
+    folders = {
+        root / NOTIFICATIONS / channel: channel
+        for channel in CHANNELS
+        if (root / NOTIFICATIONS / channel / RECORDS).is_file()
+    }
     settings = load_settings() if folders else NotifySettings()
-    return {folder: NotificationSync(root, way, settings) for folder, way in folders.items()}
+    return {folder: NotificationSync(root, channel, settings) for folder, channel in folders.items()}
 
 
 @contextmanager
@@ -203,7 +207,7 @@ def sending_notifications(root: Path, stages: Iterable[Stage]) -> Iterator[None]
         UserError: as `load_settings`.
     """
     settings = load_settings() if any(stage.tracking.notify for stage in stages) else NotifySettings()
-    syncs = [NotificationSync(root, way, settings) for way in WAYS if getattr(settings, way)]
+    syncs = [NotificationSync(root, channel, settings) for channel in CHANNELS if getattr(settings, channel)]
     for sync in syncs:
         sync.start()
     try:

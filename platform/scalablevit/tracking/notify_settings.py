@@ -90,7 +90,7 @@ def _read_file(file: str) -> dict[str, str]:
     try:
         given = json.loads(Path(file).read_bytes())
     except (OSError, ValueError) as error:  # its text may show a line
-        raise _mistake("file", f"{file} is not readable as JSON: {type(error).__name__}", "write it anew") from None
+        raise _mistake("file", f"{file} is not readable as JSON: {type(error).__name__}", "write it again") from None
     if not isinstance(given, dict) or set(given) - set(_KEYS) or not all(isinstance(v, str) for v in given.values()):
         raise _mistake("file", f"{file} holds no object of texts", f"its keys are {', '.join(_KEYS)}")
     return given
