@@ -5,7 +5,7 @@ RUNS = "runs"
 INDEX = "index.html"
 """In it: a page over all of them."""
 NOTIFICATIONS = "notifications"
-"""Below the platform's root: an outbox for each way to notify people."""
+"""Below the platform's root: an outbox for each channel by which people are notified."""
 
 # in the folder of a stage's run
 IDENTITY = "run.json"

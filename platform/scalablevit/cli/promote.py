@@ -36,7 +36,7 @@ from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
 from scalablevit.tracking.connection import without_credentials
 from scalablevit.tracking.notifications import Notifier, sending_notifications
-from scalablevit.tracking.notify_settings import check_settings
+from scalablevit.tracking.notify_settings import load_settings
 from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
 from scalablevit.training.data_listing import store_listings
 
@@ -141,7 +141,8 @@ def _decide(options: argparse.Namespace) -> Promotion:
     _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
     notified = [] if options.dry_run else [resolved.stage]
-    check_settings(notified)  # not after minutes of scoring
+    if resolved.stage.tracking.notify:
+        load_settings()  # a mistake in them is named before minutes of scoring
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
     registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
     if registered is not None and not resolved.train_samples:

@@ -31,7 +31,7 @@ from scalablevit.inspection.statistics import DataStatistics
 from scalablevit.pipeline.init_weights import InitWeights, check_init_weights, find_init_weights, normalization_warnings
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
-from scalablevit.tracking.notify_settings import check_settings
+from scalablevit.tracking.notify_settings import load_settings
 
 UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
@@ -187,7 +187,8 @@ def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
 
         check_architecture(stage.model.name)
     check_uri(tracking_uri(stage.tracking.uri, root))
-    check_settings([stage])
+    if stage.tracking.notify:
+        load_settings()
     return find_init_weights(stage, root)
 
 

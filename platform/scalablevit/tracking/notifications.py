@@ -141,31 +141,23 @@ class NotificationSync(OrderedSync):
         settings = self._settings
         if not getattr(settings, self._channel):
             raise Away(f"{VARIABLE}{self._channel.upper()} is not set")
+        if self._channel == "command":  # it may have done half of its work, so it is not tried for ever
+            why = run_command(settings.command, format_json(record))
+            self._unclear += 1
+            if why and self._unclear < UNCLEAR_TRIES:
+                raise Away(why)
+            return [Refusal(record, why)] if why else []
         try:
-            if self._channel == "command":
-                self._call(format_json(record))
-            else:
-                post(settings.webhook, settings.key, record.uid, format_body(record, settings.format),
-                     allow_http=settings.allow_http)  # fmt: skip
+            body = format_body(record, settings.format)
+            post(settings.webhook, settings.key, record.uid, body, allow_http=settings.allow_http)
         except Refused as refused:
             return [Refusal(record, str(refused))]
         return []
 
-    def _call(self, message: bytes) -> None:
-        """Give a message to the command, which may fail a few times; its output is dropped, it may show secrets.
-
-        Raises:
-            Away, Refused: it failed; the second when it was tried often enough.
-        """
-        why = run_command(self._settings.command, message)
-        self._unclear += 1
-        if why:
-            raise Refused(why) if self._unclear >= UNCLEAR_TRIES else Away(why)
-
 
 def run_command(command: Sequence[str], message: bytes) -> str:
     """Run a command without a shell, for `COMMAND_S` at most, with a message on stdin; return why it failed, or ""."""
-    try:
+    try:  # its output is dropped, since it may show secrets
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)  # fmt: skip
     except OSError as error:
@@ -186,13 +178,10 @@ def notification_syncs(root: Path) -> dict[Path, NotificationSync]:
     Raises:
         UserError: as `load_settings`.
     """
-    folders = {
-        root / NOTIFICATIONS / channel: channel
-        for channel in CHANNELS
-        if (root / NOTIFICATIONS / channel / RECORDS).is_file()
-    }
-    settings = load_settings() if folders else NotifySettings()
-    return {folder: NotificationSync(root, channel, settings) for folder, channel in folders.items()}
+    folders = [root / NOTIFICATIONS / channel for channel in CHANNELS]
+    used = [folder for folder in folders if (folder / RECORDS).is_file()]
+    settings = load_settings() if used else NotifySettings()
+    return {folder: NotificationSync(root, folder.name, settings) for folder in used}
 
 
 @contextmanager

@@ -4,18 +4,19 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from scalablevit.config.errors import UserError
-from scalablevit.config.recipe import Stage
 from scalablevit.config.root import refuse_session_folder
 
 VARIABLE = "SCALABLEVIT_NOTIFY_"
 """Begins the names of the environment variables."""
 FORMATS = ("json", "slack", "teams")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts that http:// may name; the address that they lead to is checked, too, when it is called."""
 SHORTEST_KEY = 16
 """Fewest bytes of the key that messages are signed with."""
 _KEYS = ("webhook", "secret", "format", "allow_http", "command")
@@ -40,8 +41,8 @@ class NotifySettings:
     def __str__(self) -> str:
         """Return whom notifications go to, in words."""
         webhook = f"the webhook ({self.format}, {'signed' if self.key else 'not signed'})"
-        ways = [webhook] * bool(self.webhook) + ["the command"] * bool(self.command)
-        return " and ".join(ways) or f"nobody: {VARIABLE}WEBHOOK and {VARIABLE}COMMAND are not set"
+        channels = [webhook] * bool(self.webhook) + ["the command"] * bool(self.command)
+        return " and ".join(channels) or f"nobody: {VARIABLE}WEBHOOK and {VARIABLE}COMMAND are not set"
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> NotifySettings:
@@ -58,23 +59,14 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> NotifySettings
         raise _mistake("format", f"{chosen!r} is no format", f"write one of: {', '.join(FORMATS)}")
     if allow_http not in ("0", "1"):
         raise _mistake("allow_http", f"{allow_http!r} is neither 0 nor 1", "write 1 to allow http://")
-    if webhook and not _is_address(webhook):
-        raise _mistake("webhook", "what it holds is no address (it is not shown: it may be a secret)",
-                       "write https://<host>/<path>, without user and password")  # fmt: skip
+    if webhook and not _is_address(webhook, allow_http == "1"):
+        raise _mistake("webhook", "what it holds is no https:// address (it is not shown: it may be a secret)",
+                       "write https://<host>/<path>, without user and password; http:// is for 127.0.0.1, or needs "
+                       f"{VARIABLE}ALLOW_HTTP=1")  # fmt: skip
     if webhook and chosen == "json" and not secret:
         raise _mistake("secret", "not set, and what is posted as json is signed with it",
                        "set it here and at the receiver, to what openssl rand -base64 32 prints")  # fmt: skip
     return NotifySettings(webhook, _key(secret), chosen, allow_http == "1", _words(given.get("command", "")))
-
-
-def check_settings(stages: Iterable[Stage]) -> None:
-    """Read the settings, if one of the stages asks for notifications.
-
-    Raises:
-        UserError: as `load_settings`.
-    """
-    if any(stage.tracking.notify for stage in stages):
-        load_settings()
 
 
 def _mistake(key: str, what: str, fix: str) -> UserError:
@@ -96,13 +88,14 @@ def _read_file(file: str) -> dict[str, str]:
     return given
 
 
-def _is_address(text: str) -> bool:
+def _is_address(text: str, allow_http: bool) -> bool:
     try:
         url = urlsplit(text)
-        usable = url.scheme in ("https", "http") and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
+        usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc
     except ValueError:
         return False
-    return usable and text.isascii() and text.isprintable() and " " not in text
+    http = url.scheme == "http" and (allow_http or url.hostname in LOOPBACK)
+    return usable and (http or url.scheme == "https") and text.isascii() and text.isprintable() and " " not in text
 
 
 def _key(secret: str) -> bytes:
