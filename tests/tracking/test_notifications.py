@@ -297,8 +297,10 @@ def test_a_root_that_cannot_be_written_fails_nothing(
 ) -> None:
     set_up(webhook="https://hooks.example/")
     (tmp_path / NOTIFICATIONS).write_text("in place of a folder")
-    notifier(tmp_path).record("finished")
-    assert "nobody is notified of 'finished'" in capsys.readouterr().err
+    with sending_notifications(tmp_path, FINISHED):
+        notifier(tmp_path).record("finished")
+    said = capsys.readouterr().err
+    assert "nobody is notified by webhook: " in said and "nobody is notified of 'finished'" in said
 
 
 def test_no_secret_is_in_a_file_a_log_or_what_is_printed(

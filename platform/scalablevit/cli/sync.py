@@ -47,13 +47,12 @@ def run(options: argparse.Namespace) -> int:
     """
     root = platform_root(options.root, make=False)
     with stdout_to_stderr(options.json):
-        syncs: dict[Path, OrderedSync] = {
-            folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)
-        }
+        syncs = {folder: _sync_of(root, folder, options.uri) for folder in _outboxes(root, options.runs)}
         if not syncs:
             print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
-        syncs |= {} if options.runs else notification_syncs(root)
         synced = [_sync(folder, sync, options) for folder, sync in syncs.items()]
+        notifications = {} if options.runs else notification_syncs(root)
+        synced += [_sync(folder, sync, options) for folder, sync in notifications.items()]
     if options.json:
         print_document(Sync(root=str(root), sent=not options.dry_run, runs=tuple(synced)))
     return 1 if any(synced_run.left for synced_run in synced) and not options.dry_run else 0

@@ -118,7 +118,7 @@ def format_body(record: NotificationRecord, format_: str) -> bytes:
 
 
 class NotificationSync(OrderedSync):
-    """Sends the notifications of one of `CHANNELS`.
+    """Sends the notifications of one of `CHANNELS`, whose outbox must exist.
 
     Args:
         root: the platform's root.
@@ -128,7 +128,6 @@ class NotificationSync(OrderedSync):
 
     def __init__(self, root: Path, channel: str, settings: NotifySettings) -> None:
         super().__init__(root / NOTIFICATIONS / channel, channel)
-        Outbox(root / NOTIFICATIONS / channel).close()  # a file to read
         self._channel = channel
         self._settings = settings
 
@@ -196,9 +195,15 @@ def sending_notifications(root: Path, stages: Iterable[Stage]) -> Iterator[None]
         UserError: as `load_settings`.
     """
     settings = load_settings() if any(stage.tracking.notify for stage in stages) else NotifySettings()
-    syncs = [NotificationSync(root, channel, settings) for channel in CHANNELS if getattr(settings, channel)]
-    for sync in syncs:
-        sync.start()
+    syncs: list[NotificationSync] = []
+    for channel in (channel for channel in CHANNELS if getattr(settings, channel)):
+        try:
+            Outbox(root / NOTIFICATIONS / channel).close()  # a file to read
+        except OSError as error:
+            print(f"nobody is notified by {channel}: {error}", file=sys.stderr, flush=True)
+        else:
+            syncs.append(NotificationSync(root, channel, settings))
+            syncs[-1].start()
     try:
         yield
     finally:
