@@ -4,6 +4,8 @@ RUNS = "runs"
 """Below the platform's root: a folder for each job, stage and search."""
 INDEX = "index.html"
 """In it: a page over all of them."""
+NOTIFICATIONS = "notifications"
+"""Below the platform's root: an outbox for each channel by which people are notified."""
 
 # in the folder of a stage's run
 IDENTITY = "run.json"

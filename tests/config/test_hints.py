@@ -92,6 +92,7 @@ def test_no_name_is_in_both_tables() -> None:
         ("exp_name", "tracking.experiment"), ("log_interval", "training.log_every_steps"),
         ("save_dir", "cluster.storage"), ("output_dir", "--root"), ("dataset", "write data"),
         ("augment", "data.rand_augment"), ("precision", "training.precision"), ("mixup", "data.mixup"),
+        ("notifications", "write tracking.notify (as [finished, failed]"), ("webhook_url", "write tracking.notify:"),
         ("global_batch", "training.global_batch_size"), ("Learning-Rate", "optimizer.lr"),
     ],
 )  # fmt: skip

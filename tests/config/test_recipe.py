@@ -178,6 +178,7 @@ REFUSED = [
     ("classification", [("cluster.gpus_per_worker", -1)], "greater than or equal to 0"),
     ("classification", [("tracking.experiment", "")], "at least 1"),
     ("classification", [("tracking.register_as", "a/b")], "pattern"),
+    ("classification", [("tracking.notify", ["done"])], "'finished', 'failed', 'promoted', 'refused' or 'stalled'"),
     # stage
     ("classification", [("task", {"kind": "segmentation", "head": "upernet"})], "needs data.source mask_pairs"),
     ("segmentation", [("task", {"kind": "classification"})], "needs data.source image_folder"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.config.shipped import DEMO, RECIPES
@@ -49,6 +50,26 @@ def test_every_automatic_value_is_made_concrete_and_no_password_shown(tmp_path, 
     ):
         assert part in told
     assert "canary-4711" not in told
+
+
+def test_the_plan_says_whom_notifications_go_to_without_an_address(tmp_path, capsys, monkeypatch):
+    stage = resolved("pretrain", "tracking.notify=[finished, failed]")
+    print_plan("tiny", [stage], tmp_path)
+    assert "notifications finished, failed; to nobody: SCALABLEVIT_NOTIFY_WEBHOOK and " in capsys.readouterr().out
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_WEBHOOK", "https://hooks.example/canary")
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_FORMAT", "slack")
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_COMMAND", "/canary/notify")
+    print_plan("tiny", [stage, resolved("segment")], tmp_path)
+    told = capsys.readouterr().out
+    assert told.count("notifications ") == 1 and "canary" not in told and "hooks.example" not in told
+    assert "  notifications finished, failed; to the webhook (slack, not signed) and the command\n" in told
+
+
+def test_settings_of_no_use_are_a_mistake_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_FORMAT", "xml")
+    resolve(load_recipe(TINY), tmp_path, ["pretrain"])
+    with pytest.raises(UserError, match="SCALABLEVIT_NOTIFY_FORMAT: 'xml' is no format"):
+        resolve(load_recipe(TINY, ["tracking.notify=[failed]"]), tmp_path, ["pretrain"])
 
 
 def test_a_stage_says_from_which_other_it_starts():

@@ -219,6 +219,38 @@ def test_a_start_and_a_silent_training_are_not_silent(store, capsys, monkeypatch
             assert f"[pretrain] waiting for {expected}: 0 s\n" in said
 
 
+def test_a_stalled_training_is_notified_once_until_there_is_news(store, monkeypatch):
+    """Silence that is ordinary for this training, such as a long evaluation, is no stall the next time."""
+    monkeypatch.setattr(progress, "STALLED_S", 0.2)
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    heard = []
+
+    class Listener:
+        def record(self, *event):
+            heard.append((time.monotonic(), *event))
+
+    def wait_for(count):
+        deadline = time.monotonic() + 20
+        while len(heard) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def report(records):
+        OutboxCallback(store.outbox, UID).after_report(None, [{"records": records, "node": NODE}], None)
+
+    with (
+        Lease(store) as lease,
+        StatusFile(store, lease, "pretrain", 9, "steps", "sqlite:////m.db") as status,
+        Progress(store, UID, "pretrain", 9, ("val/top1",), status, Listener()),
+    ):
+        wait_for(1)
+        report([evaluated(2, 0.5, True)])
+        silent = time.monotonic()
+        wait_for(2)
+        time.sleep(0.1)
+    assert [event[1:] for event in heard] == [("stalled", None, None), ("stalled", "val/top1", 0.5)]
+    assert heard[1][0] - silent > 0.5, "three times the first silence"
+
+
 def test_a_call_that_takes_long_is_named_while_it_lasts(capsys, monkeypatch):
     monkeypatch.setattr(console, "WAIT_S", 0.0)
     monkeypatch.setattr(console, "LIVE_S", 0.01)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness.receiver import receiving
 from harness.toys import SIDE, finished_run, register, stage_of, val_images
 from mlflow import MlflowClient
 
@@ -102,6 +103,27 @@ def test_the_whole_way_there_and_back(registry, client, capsys):
     assert "champion is version 1 again" in client.get_model_version(name, "2").tags[tags.ROLLED_BACK]
     with pytest.raises(UserError, match="no champion came before version 1"):
         run(registry, name, "--rollback")
+
+
+def test_decisions_are_notified_and_dry_runs_are_not(registry, client, monkeypatch):
+    name = "toy-notified"
+    register(registry, finished_run(registry, "pretrain", seed=11), name)
+    asked = "tracking.notify=[promoted, refused]"
+    with receiving() as receiver:
+        monkeypatch.setenv("SCALABLEVIT_NOTIFY_WEBHOOK", receiver.address)
+        with pytest.raises(UserError, match="SCALABLEVIT_NOTIFY_SECRET"):
+            run(registry, name, *EVEN, asked)
+        monkeypatch.setenv("SCALABLEVIT_NOTIFY_SECRET", "c2l4dGVlbiBieXRlcyBvciBtb3Jl")
+        assert run(registry, name, asked, "promotion.min_value=1.0", "--dry-run") == 1
+        assert run(registry, name, *EVEN) == 0
+        register(registry, finished_run(registry, "pretrain", seed=12), name)
+        assert run(registry, name, asked, "promotion.min_value=1.0") == 1
+        assert run(registry, name, *EVEN, asked) == 0
+    told = [json.loads(body) for _, _, body in receiver.posted]
+    assert [(each["event"], each["model"], each["version"], each["stage"]) for each in told] == [
+        ("refused", name, 2, None), ("promoted", name, 2, None)]  # fmt: skip
+    assert told[0]["run"] == f"models:/{name}/2" and told[0]["metric"] == "top1" and 0 <= told[0]["value"] <= 1
+    assert told[0]["where"].endswith(client.tracking_uri)
 
 
 def test_the_limits_alone_decide_where_the_champion_cannot_be_compared(registry, client, capsys, monkeypatch):

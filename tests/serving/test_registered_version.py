@@ -21,13 +21,14 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline.model_card import Registry
 from scalablevit.pipeline.registration import record_model
 from scalablevit.pipeline.resolve import resolve
-from scalablevit.run_files import CURVES, REFUSED, VALIDATION
+from scalablevit.run_files import CURVES, NOTIFICATIONS, REFUSED, VALIDATION
 from scalablevit.runs.result import load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.outbox import Outbox
+from scalablevit.tracking.outbox import Outbox, read_lines
 from scalablevit.tracking.sync import OutboxSync
+from scalablevit.tracking.tags import RUN_UID
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,16 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     (place / "data").symlink_to(root / "data")
     store = RunStore.open(finished_run(place, "pretrain"), None, place)
     given = ["data.shapes=null", "data.root=data", "cluster.workers=1", "stages.pretrain.model.init=null"]
-    resolved = resolve(load_recipe(RECIPE, given), place, ["pretrain"])[0]
+    resolved = resolve(load_recipe(RECIPE, [*given, "tracking.notify=[finished]"]), place, ["pretrain"])[0]
     for name in (CURVES, VALIDATION):
         store.write(name, b"png")
     finished, uri = load_result(store), f"sqlite:///{place}/mlflow.db"
     assert finished is not None
     outbox = Outbox(store.outbox)
     outbox.run(finished.uid, store.name, experiment="colleague")
-    record_model("tiny", resolved, finished, store, outbox, Registry(place, uri))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALABLEVIT_NOTIFY_COMMAND", "/bin/true")
+        record_model("tiny", resolved, finished, store, outbox, Registry(place, uri))
     outbox.close()
     assert OutboxSync(store.outbox, uri).send_left().records == 0
     assert not (store.outbox / REFUSED).exists()
@@ -55,6 +58,12 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def blocks(card: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+
+
+def test_who_waits_for_the_run_is_notified_that_it_finished(found: Any) -> None:
+    (record,) = [line.record for line in read_lines(found.root / NOTIFICATIONS / "command")]
+    assert (record.event, record.stage, record.model, record.version) == ("finished", "pretrain", "toy-pretrain", None)
+    assert (record.metric, record.value, record.uid) == ("val/top1", 0.5, found.version.tags[RUN_UID])
 
 
 def test_the_card_names_its_own_version_and_its_commands_run(

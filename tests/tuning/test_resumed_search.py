@@ -13,7 +13,8 @@ from scalablevit.config.space import Search
 from scalablevit.pipeline import search as pipeline_search
 from scalablevit.pipeline.search import SearchResult, run_search
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tracking.outbox import Outbox, lacks_finish
+from scalablevit.tracking.outbox import Outbox, lacks_finish, read_lines
+from scalablevit.tracking.records import NotificationRecord
 from scalablevit.tuning.search import SearchCallback
 from scalablevit.tuning.trial import TrialContext
 from scalablevit.tuning.trials import Trial, save_list, write_result
@@ -101,6 +102,19 @@ def test_a_search_that_has_ended_keeps_its_result_while_its_best_is_trained_in_f
     assert "2 trials have not begun or ended, or failed" in line and "--no-retrain" in line
     (folder,) = (tmp_path / "runs").iterdir()
     assert not lacks_finish(folder / "outbox", UID), "its run in MLflow is not left running"
+
+
+def test_a_search_that_ends_is_notified_once(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_COMMAND", "/bin/true")
+    command.space = {"overrides": ("tracking.notify=[finished]",)}
+    ends: Ends = [("finished", {8: 0.5}), ("finished", {8: 0.25}), ("finished", {8: 0.125})]
+    command.give(ends, retrain=False)
+    command.give(None)
+    command.give(ends, retrain=False)
+    (record,) = [line.record for line in read_lines(tmp_path / "notifications" / "command")]
+    assert isinstance(record, NotificationRecord)
+    assert (record.event, record.metric, record.value) == ("finished", "val/loss", 0.125)
+    assert record.run == next((tmp_path / "runs").iterdir()).name
 
 
 def test_nothing_is_said_of_trials_that_are_left_where_all_have_ended(

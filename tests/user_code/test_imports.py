@@ -173,12 +173,13 @@ def test_an_installed_package_with_compiled_code_is_named_and_not_copied(place, 
     _keep_user_code(stage, outbox)
     assert "pip installed it here from a file or an address" in capsys.readouterr().out
     set_version(place, "1.3")  # during the training
-    resolved = SimpleNamespace(stage=stage, hash="h", digest="d")
+    resolved = SimpleNamespace(name="s", stage=stage, hash="h", digest="d")
     finished = SimpleNamespace(uid="u", metric="val/top1", value=0.5, step=1, folder="f", checkpoint="c", lineage={},
                                registered_as="m")  # fmt: skip
     monkeypatch.setattr(registration, "_card", lambda *_: None)
     recorded = MagicMock()
-    record_model("r", resolved, finished, SimpleNamespace(local=tmp_path), recorded, SimpleNamespace(uri=""))
+    store = SimpleNamespace(name="r-s-h", local=tmp_path, location=str(tmp_path))
+    record_model("r", resolved, finished, store, recorded, SimpleNamespace(root=tmp_path, uri=""))
     model = recorded.model.call_args.kwargs
     assert model["user_code"] == {"mine": sums["mine"]} and "own-dist==1.2" in model["requirements"]
     assert json.loads(model["tags"][USER_CODE]) == sums

@@ -338,7 +338,7 @@ class SyncedRun(_Shape):
     """A run's outbox."""
 
     run: str
-    """Name of the run."""
+    """Name of the run; `notifications/webhook` and `notifications/command` are no runs."""
     left: int
     """Records that wait; in a dry run those that would be sent."""
     refused: tuple[str, ...]

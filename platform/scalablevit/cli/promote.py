@@ -37,6 +37,8 @@ from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
 from scalablevit.tracking.connection import without_credentials
+from scalablevit.tracking.notifications import Notifier, sending_notifications
+from scalablevit.tracking.notify_settings import load_settings
 from scalablevit.tracking.weights import RegisteredWeights, resolve_weights
 from scalablevit.training.data_listing import store_listings
 
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 SAME_DATA = ("source", "root", "train", "val", "shapes", "max_pixels", "classes", "ignore_index", "reduce_zero_label",
              "instance_masks", "max_bad_fraction", "max_shared_fraction")  # fmt: skip
 """Keys of a data section that decide which samples there are and may be; the others are each model's own."""
-CHANGEABLE = ("promotion", "tracking.uri", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
+CHANGEABLE = ("promotion", "tracking.uri", "tracking.notify", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
               "cluster.loader_workers", *(f"data.{key}" for key in SAME_DATA))  # fmt: skip
 """Keys that overrides may change; all others are each model's own."""
 NO_CHAMPION = "none"
@@ -141,6 +143,9 @@ def _decide(options: argparse.Namespace) -> Promotion:
         note_older(f"the {alias}", version.config)
     _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
+    notified = [] if options.dry_run else [resolved.stage]
+    if resolved.stage.tracking.notify:
+        load_settings()  # a mistake in them is named before minutes of scoring
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
     registered = versions[CANDIDATE].tags.get(tags.DATA_DIGEST)
     if registered is not None and not resolved.train_samples:
@@ -165,7 +170,11 @@ def _decide(options: argparse.Namespace) -> Promotion:
     finally:
         shutil.rmtree(listing, ignore_errors=True)
     candidate, champion, before = contenders[CANDIDATE], contenders.get(CHAMPION), known.get(CHAMPION)
-    return _promote_or_refuse(uri, candidate, champion, before, resolved, dry_run=options.dry_run)
+    with sending_notifications(root, notified):
+        document = _promote_or_refuse(uri, candidate, champion, before, resolved, dry_run=options.dry_run)
+        for stage in notified:
+            _notify(document, stage, root, uri)
+    return document
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
@@ -403,6 +412,14 @@ def _promote_or_refuse(
     print(format_outcome(uri, candidate, before, missed), flush=True)
     write_tags(uri, name, version, written)  # says that it is promoted
     return document
+
+
+def _notify(document: Promotion, stage: Stage, root: Path, uri: str) -> None:
+    """Record the decision for those whom the candidate's recipe wants to be notified."""
+    model, version, evidence = document.model, document.candidate, document.evidence or {}
+    notifier = Notifier(root, stage.tracking.notify, f"models:/{model}/{version}", None, without_credentials(uri))
+    notifier.record("refused" if document.outcome == REFUSED else "promoted", evidence["metric"],
+                    evidence["candidate"]["value"], model=model, version=version)  # fmt: skip
 
 
 def _roll_back(uri: str, name: str, champion: int | None, *, dry_run: bool) -> Promotion:

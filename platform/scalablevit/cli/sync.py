@@ -8,9 +8,10 @@ from scalablevit.cli.documents import Sync, SyncedRun
 from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
-from scalablevit.run_files import RECORDS, RUNS
+from scalablevit.run_files import NOTIFICATIONS, RECORDS, RUNS
+from scalablevit.tracking.notifications import notification_syncs
 from scalablevit.tracking.outbox import open_runs, outbox_of, read_lines
-from scalablevit.tracking.sync import OutboxSync, Pending, refused_records
+from scalablevit.tracking.sync import OrderedSync, OutboxSync, Pending, refused_records
 from scalablevit.tracking.sync_progress import load_progress
 
 EPILOG = """\
@@ -19,6 +20,8 @@ Each run's records are in <root>/runs/<run>/outbox and stay there. Without --uri
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Runs whose process died are marked KILLED, 60 s after
 their last record. Sending twice is safe: MLflow stores each record once. Records that the server rejects, or whose
 artifact is missing, are listed with run, kind and reason, and sent again by --again.
+
+Notifications that wait (<root>/notifications) are sent, too, unless runs are named; --again leaves those alone.
 
 Exit codes: 0 nothing is left; 1 something is; 2 something that you can fix; 130 interrupted."""
 
@@ -49,19 +52,22 @@ def run(options: argparse.Namespace) -> int:
         if not syncs:
             print(f"no run below {root / RUNS} has records to send: is --root right?", flush=True)
         synced = [_sync(folder, sync, options) for folder, sync in syncs.items()]
+        notifications = {} if options.runs else notification_syncs(root)
+        synced += [_sync(folder, sync, options) for folder, sync in notifications.items()]
     if options.json:
         print_document(Sync(root=str(root), sent=not options.dry_run, runs=tuple(synced)))
     return 1 if any(synced_run.left for synced_run in synced) and not options.dry_run else 0
 
 
-def _sync(folder: Path, sync: OutboxSync, options: argparse.Namespace) -> SyncedRun:
+def _sync(folder: Path, sync: OrderedSync, options: argparse.Namespace) -> SyncedRun:
     """Send an outbox, or in a dry run count its records, and print the outcome."""
-    run = folder.parent.name
+    of_run = isinstance(sync, OutboxSync)
+    run = folder.parent.name if of_run else f"{NOTIFICATIONS}/{folder.name}"
     if options.dry_run:
         pending, unended = sync.pending(), None
         print(f"{run}: {pending.records} records would be sent", flush=True)
     else:
-        pending, unended = sync.send_left(from_start=options.again), len(open_runs(folder))
+        pending, unended = sync.send_left(from_start=options.again and of_run), len(open_runs(folder))
         print(f"{run}: {_describe(pending, unended)}", flush=True)
     refused = refused_records(folder)
     for reason in () if options.dry_run else refused:

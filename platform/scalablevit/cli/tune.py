@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from scalablevit.pipeline.search import check_begun, search_name, search_stage
     from scalablevit.pipeline.search_summary import format_plan
     from scalablevit.pipeline.searched_models import check_searched_models, trial_warnings
+    from scalablevit.tracking.notifications import sending_notifications
 
     stages = resolve.resolve(search.recipe, root, [search.stage], resolve.DRY_RUN_S if options.dry_run else None)
     resolve.check_metric(search, stages[-1])
@@ -82,12 +83,13 @@ def run(options: argparse.Namespace) -> int:
     print(flush=True)
     trained = stages if options.retrain else stages[:-1]
     cluster.connect(trained, root, trial_gpus(search), imports=imports_of(search.recipe))
-    result = search_stage(search, stages, root, retrain=options.retrain)
-    if options.retrain:
-        print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
-        best = with_values(search.recipe, search.stage, result.best.values)
-        retrained = resolve.resolve(best, root, [search.stage])
-        results = chain.run_chain(best, retrained, root, {search.stage: result.origin()})
-        address = tracking_uri(stages[-1].stage.tracking.uri, root)
-        print("\n" + chain.format_results(results, root, address), flush=True)
+    with sending_notifications(root, search.recipe.stages.values()):
+        result = search_stage(search, stages, root, retrain=options.retrain)
+        if options.retrain:
+            print(f"\ntraining trial {result.best.number}'s values in full\n", flush=True)
+            best = with_values(search.recipe, search.stage, result.best.values)
+            retrained = resolve.resolve(best, root, [search.stage])
+            results = chain.run_chain(best, retrained, root, {search.stage: result.origin()})
+            address = tracking_uri(stages[-1].stage.tracking.uri, root)
+            print("\n" + chain.format_results(results, root, address), flush=True)
     return 0

@@ -80,7 +80,7 @@ KEYS = {
     "world_size": "cluster.workers", "num_nodes": "cluster.workers", "nproc_per_node": "cluster.workers",
     "max_restarts": "cluster.max_failures", "project": "tracking.experiment", "exp_name": "tracking.experiment",
     "experiment_name": "tracking.experiment", "mlflow_uri": "tracking.uri", "tracking_uri": "tracking.uri",
-    "registered_model_name": "tracking.register_as",
+    "registered_model_name": "tracking.register_as", "notifications": "tracking.notify",
 }  # fmt: skip
 """Our key for each name of other tools, whatever section the name is in; for a dotted name, only there."""
 
@@ -97,6 +97,7 @@ NOTES = {
     "training.evaluate_every": "as {epochs: 1} or {steps: 500}",
     "training.checkpoint_every": "as {epochs: 1} or {steps: 500}",
     "training.early_stopping": "as {patience: 5}",
+    "tracking.notify": "as [finished, failed]; whom to notify is set in the environment, SCALABLEVIT_NOTIFY_WEBHOOK",
     "training.ema_decay": "as 0.9999; null: off",
     "training.precision": "float32 or bfloat16",
     "model.init": "a .safetensors or .pth file, timm:<tag>, models:/<name>@<alias> or stage:<name>",
@@ -148,6 +149,10 @@ SENTENCES = {
     **dict.fromkeys(
         ("strategy", "distributed", "ddp", "sync_bn"),
         "leave it out: cluster.workers decides, and GPUs share batch statistics",
+    ),
+    **dict.fromkeys(
+        ("webhook", "webhook_url", "slack", "slack_webhook", "teams"),
+        "leave it out: write tracking.notify: [finished, failed], and set SCALABLEVIT_NOTIFY_WEBHOOK for the job",
     ),
     **dict.fromkeys(("wandb", "tensorboard", "logger"), "runs are tracked by MLflow: write tracking.uri"),
 }

@@ -17,6 +17,9 @@ FIRST_STEPS = (1, 2, 5, 10, 50, 100)
 """Steps reported and shown whatever `training.log_every_steps` is: they show whether training works at all."""
 
 
+Event = Literal["finished", "failed", "promoted", "refused", "stalled"]
+"""What people can be notified of."""
+
 MOST_IMPORTS = 16
 """Most modules under a stage's `imports`."""
 
@@ -243,6 +246,9 @@ class Tracking(Section):
     """Send images of the data to MLflow, too: the plots of the first training batch and of validation images, and those
     in the report. false: they stay in the run's folder. Those of the built-in shapes are always sent. A
     run that has finished sends no more plots."""
+    notify: tuple[Event, ...] = ()
+    """What people are notified of: a run that finished, failed, or stalled (no news for half an hour), a version that
+    was promoted or refused. Whom, and how, only the environment of the job says (SCALABLEVIT_NOTIFY_WEBHOOK)."""
 
 
 class Stage(Section):

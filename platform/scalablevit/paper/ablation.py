@@ -89,10 +89,12 @@ def run_ablation(
         return
     print(flush=True)
     from scalablevit.pipeline import chain, cluster
+    from scalablevit.tracking.notifications import sending_notifications
 
     cluster.connect(stages, root)
     costs = {stage.name: _cost(stage) for stage in stages}
-    finished = chain.run_chain(whole, stages, root)
+    with sending_notifications(root, whole.stages.values()):
+        finished = chain.run_chain(whole, stages, root)
     results = [arm_result(planned[stage.name], costs[stage.name], stage) for stage in finished]
     print("\n" + format_results(results), flush=True)
     rows = [asdict(result) for result in results]

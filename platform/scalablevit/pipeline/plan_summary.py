@@ -21,6 +21,7 @@ from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
 from scalablevit.tracking.connection import without_credentials
+from scalablevit.tracking.notify_settings import load_settings
 
 SHOWN_CLASSES = 4
 """Most classes in the table of statistics; the run's statistics.json has them all."""
@@ -108,6 +109,7 @@ def plan_facts(recipe: str, resolved: ResolvedStage, root: Path, model: Mapping[
         "run folders": run_folder.rpartition("/")[0],
         "tracking": f"{without_credentials(tracking_uri(stage.tracking.uri, root))}, experiment "
         f"{stage.tracking.experiment}",
+        "notifications": f"{', '.join(stage.tracking.notify)}; to {load_settings()}" if stage.tracking.notify else "",
     }
 
 

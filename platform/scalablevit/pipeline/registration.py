@@ -18,6 +18,7 @@ from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking import tags
 from scalablevit.tracking.connection import format_error
 from scalablevit.tracking.environment import pin_requirements
+from scalablevit.tracking.notifications import Notifier
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.tags import best_metric
 
@@ -28,6 +29,17 @@ SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", 
 """Distributions that serving needs for every kind of task."""
 SAMPLE_SIDE = 64
 """Side of the sample input, pixels."""
+
+
+def notifier_of(resolved: ResolvedStage, store: RunStore, root: Path) -> Notifier:
+    """Return the notifier of a stage's run.
+
+    Args:
+        resolved: the stage.
+        store: the run's folder.
+        root: the platform's root.
+    """
+    return Notifier(root, resolved.stage.tracking.notify, store.name, resolved.name, store.location)
 
 
 def record_model(
@@ -71,6 +83,10 @@ def record_model(
         description=_card(recipe, resolved, finished, store.local, plots, registry),
         outputs=_outputs(resolved.stage),
         sample=sample_image(),
+    )
+    # before the end, after which nothing is recorded again; a run finishes once, so its uid names the notification
+    notifier_of(resolved, store, registry.root).record(
+        "finished", finished.metric, finished.value, model=finished.registered_as, uid=finished.uid
     )
     outbox.end(finished.uid, "FINISHED")
 

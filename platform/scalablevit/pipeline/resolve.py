@@ -45,6 +45,7 @@ from scalablevit.pipeline.init_weights import (
 )
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tracking.connection import check_uri
+from scalablevit.tracking.notify_settings import load_settings
 
 UNKNOWN = "unknown"
 """In a dry run: the digest of data that could not all be hashed in its time, and the hash of a run on such data."""
@@ -191,7 +192,7 @@ def _parents(stage: Stage) -> tuple[str, ...]:
 
 
 def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
-    """Check the stage's architecture and MLflow's address, and find its initial weights.
+    """Check the stage's architecture, MLflow's address and whom to notify, and find its initial weights.
 
     Raises:
         UserError: one of them is of no use, or as `import_user_code`.
@@ -204,6 +205,8 @@ def _find_weights(stage: Stage, root: Path) -> InitWeights | None:
 
         check_architecture(stage.model.name)
     check_uri(tracking_uri(stage.tracking.uri, root))
+    if stage.tracking.notify:
+        load_settings()
     return find_init_weights(stage, root)
 
 

@@ -97,18 +97,20 @@ def train(
         KeyboardInterrupt: all stages have recorded their end.
     """
     from scalablevit.pipeline import chain, cluster, resolve  # these load Ray
+    from scalablevit.tracking.notifications import sending_notifications
 
     cluster.connect(stages, root, None if search is None else trial_gpus(search), imports=imports_of(recipe))
-    result: SearchResult | None = None
-    origins: dict[str, dict[str, str]] = {}
-    if search is not None:
-        from scalablevit.pipeline.older_runs import older_searches
-        from scalablevit.pipeline.search import search_name, search_stage
+    with sending_notifications(root, recipe.stages.values()):
+        result: SearchResult | None = None
+        origins: dict[str, dict[str, str]] = {}
+        if search is not None:
+            from scalablevit.pipeline.older_runs import older_searches
+            from scalablevit.pipeline.search import search_name, search_stage
 
-        searched = resolve.resolve(recipe, root, [search.stage])
-        for note in older_searches(search, search_name(search, searched[-1]), root):
-            print(f"note: {note}", flush=True)
-        result = search_stage(search, searched, root, retrain=True)
-        recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
-        stages = resolve.resolve(recipe, root, wanted)
-    return result, chain.run_chain(recipe, stages, root, origins)
+            searched = resolve.resolve(recipe, root, [search.stage])
+            for note in older_searches(search, search_name(search, searched[-1]), root):
+                print(f"note: {note}", flush=True)
+            result = search_stage(search, searched, root, retrain=True)
+            recipe, origins = with_values(recipe, search.stage, result.best.values), {search.stage: result.origin()}
+            stages = resolve.resolve(recipe, root, wanted)
+        return result, chain.run_chain(recipe, stages, root, origins)

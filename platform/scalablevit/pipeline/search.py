@@ -42,6 +42,7 @@ from scalablevit.runs.session import RunSession
 from scalablevit.runs.signals import raise_if_interrupted
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.tracking import tags
+from scalablevit.tracking.notifications import Notifier
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.training.data_listing import store_listings
 from scalablevit.tuning.population import segment_folders
@@ -145,10 +146,11 @@ def run_search(
     tracking = resolved.stage.tracking
     store = RunStore.open(search_name(search, resolved), resolved.stage.cluster.storage, root)
     address, wanted = tracking_uri(tracking.uri, root), search.space.budget.trials or 0
+    notifier = Notifier(root, tracking.notify, store.name, search.stage, store.location)
     with (
         ignore_output_errors(),
         RunSession(store, address) as session,
-        session.at_work(search.stage, wanted, "trials") as status_file,
+        session.at_work(search.stage, wanted, "trials", None, notifier) as status_file,
     ):
         uid, outbox = session.uid, session.outbox
         _begin(search, store, outbox, uid, resolved)
@@ -169,6 +171,7 @@ def run_search(
         trials = open_trials(search, store.location)
         update_status = partial(_update_status, status_file, search, trials)
         callback = SearchCallback(context, trials, outbox, uid, tracking.experiment, update_status)
+        ended_before = sum(trial.ended() for trial in trials)
         if earlier is not None:  # no longer the result, should this be interrupted
             _store_result(store, earlier, budget=None)
         try:
@@ -177,6 +180,8 @@ def run_search(
             result = _search_result(search, store, uid, callback.trials)
             _save_results(context, result, outbox)
             publish(result.folder, outbox, uid)
+            if earlier is None or sum(trial.ended() for trial in callback.trials) > ended_before:
+                notifier.record("finished", search.space.metric, result.value)
             _store_result(store, result, _limits(search))
         except KeyboardInterrupt as interrupt:
             clean_up(interrupt, ("recording which trials go on", callback.interrupt))

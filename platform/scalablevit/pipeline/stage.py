@@ -24,7 +24,7 @@ from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.init_weights import InitWeights
 from scalablevit.pipeline.model_card import Registry
 from scalablevit.pipeline.plots import begin_training_batch, draw_curves, draw_validation
-from scalablevit.pipeline.registration import record_model
+from scalablevit.pipeline.registration import notifier_of, record_model
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import ATTEMPTS, ENVIRONMENT, RECIPE, REFUSED, STATISTICS, WEIGHTS
 from scalablevit.runs.cleanup import clean_up
@@ -120,7 +120,8 @@ def _train(job: Job, resolved: ResolvedStage, earlier: dict[str, StageResult], s
     """Train, export and draw a stage; return its result."""
     store, last = session.store, _last_at_work(session.store)
     try:
-        with session.at_work(resolved.name, resolved.length.total, "steps", job.stopping) as status_file:
+        notifier = notifier_of(resolved, store, job.root)
+        with session.at_work(resolved.name, resolved.length.total, "steps", job.stopping, notifier) as status_file:
             drawing = begin_training_batch(resolved, store)
             finished, notes = _train_and_export(job, resolved, earlier, session, status_file, last)
     except Exception as failure:
@@ -284,7 +285,8 @@ def _launch(
         user_code=package_sums(resolved.stage.imports),
     )
     metrics = task_info(resolved.stage.task.kind).metrics_by_interest
-    with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file):
+    notifier = notifier_of(resolved, store, job.root)
+    with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file, notifier):
         batch_size = resolved.stage.training.global_batch_size
         reader = GaugeReader(store.local, store.location, uid, metrics[0], batch_size)
         callbacks = (

@@ -115,6 +115,10 @@ class WaitReporter:
         self._quiet_s = quiet_s
         self._next = self._since + max(quiet_s, WAIT_S)
 
+    def waited_s(self) -> float:
+        """Return for how many seconds it has been waited."""
+        return time.monotonic() - self._since
+
     def update(self) -> None:
         """Print or show what is waited for if it is time to; to be called often."""
         now = time.monotonic()

@@ -1,5 +1,6 @@
 """Follows a running stage by its outbox: prints lines, keeps `status.json` and the files of metrics up to date."""
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from scalablevit.runs.metrics import IS_BEST, MetricFiles
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Best, StatusFile
 from scalablevit.text import paint
+from scalablevit.tracking.notifications import Notifier
 from scalablevit.tracking.outbox import now_ms, read_lines
 from scalablevit.tracking.records import MetricsRecord
 from scalablevit.training.attempt_events import Lost, read_attempts
@@ -27,6 +29,8 @@ QUIET_S = 5.0
 """Seconds between two training lines where there is no live line; evaluations and the first steps print always."""
 SILENT_S = 60.0
 """Seconds without news of a running training, after which a line says what the last news was."""
+STALLED_S = 1800.0
+"""Seconds without news after which a training counts as stalled, unless it was silent for a third as long before."""
 MAX_METRICS = 4
 """Number of metrics in the line of an evaluation; the run's files have them all."""
 WORKERS = "the workers to start (Ray, torch, the data)"
@@ -44,10 +48,18 @@ class Progress:
         metrics: names of evaluation metrics, those that matter most first; the first one decides which checkpoint is
             best.
         status: the run's `status.json`, which this thread keeps up to date.
+        notifier: records that the training has stalled; None: nobody is notified.
     """
 
     def __init__(
-        self, store: RunStore, uid: str, stage: str, total_steps: int, metrics: Sequence[str], status: StatusFile
+        self,
+        store: RunStore,
+        uid: str,
+        stage: str,
+        total_steps: int,
+        metrics: Sequence[str],
+        status: StatusFile,
+        notifier: Notifier | None = None,
     ) -> None:
         self._store = store
         store.write(START_NOTE, b"")  # an earlier attempt's note is not this one's
@@ -62,6 +74,9 @@ class Progress:
         self._metrics = metrics
         self._best_metric = metrics[0]
         self._status = status
+        self._notifier = notifier
+        self._stalled_s = STALLED_S
+        self._longest_s = 0.0
         self._offset = (outbox / RECORDS).stat().st_size
         self._attempts = store.local / ATTEMPTS
         _, self._attempts_offset = read_attempts(self._attempts)
@@ -95,6 +110,12 @@ class Progress:
             with suppress(OSError):  # a disk that fails for a moment; what was not read is read the next time
                 self._print_new()
                 self._waiting.update()
+                self._notify_if_stalled()
+
+    def _notify_if_stalled(self) -> None:
+        if self._notifier is not None and self._waiting.waited_s() >= self._stalled_s:
+            self._stalled_s = math.inf  # once, until there is news
+            self._notifier.record("stalled", *self._status.best)
 
     def _print_new(self) -> None:
         if self._expects_note and (note := self._store.read(START_NOTE)) and note != self._note:
@@ -125,6 +146,8 @@ class Progress:
     def _print_step(self, record: MetricsRecord) -> None:
         step, metrics = record.step, record.metrics
         self._expects_note = False
+        self._longest_s = max(self._longest_s, self._waiting.waited_s())
+        self._stalled_s = max(STALLED_S, 3 * self._longest_s)
         self._waiting.begin(f"news since step {step}/{self._total}", SILENT_S)
         if self._best_metric in metrics:
             self._console.say(f"step {step}/{self._total}  {format_evaluation(metrics, self._metrics)}")

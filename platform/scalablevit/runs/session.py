@@ -13,6 +13,7 @@ from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.lease import Lease
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import StatusFile
+from scalablevit.tracking.notifications import Notifier
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.tracking.records import Status
 from scalablevit.tracking.sync import OutboxSync, Pending
@@ -87,6 +88,7 @@ class RunSession:
         total: int,
         unit: Literal["steps", "stages", "trials"],
         stopping: threading.Event | None = None,
+        notifier: Notifier | None = None,
     ) -> Iterator[StatusFile]:
         """Keep `status.json` up to date inside the block; record a failure or an interrupt in MLflow, too.
 
@@ -95,6 +97,7 @@ class RunSession:
             total: how much there is to do, in `unit`.
             unit: what `total` counts.
             stopping: set when the job was interrupted: the run then counts as killed, whatever exception is raised.
+            notifier: records a failure; None: nobody is notified.
         """
         with StatusFile(self.store, self._lease, stage, total, unit, self._uri, stopping) as status_file:
             try:
@@ -104,6 +107,8 @@ class RunSession:
                 status: Status = "KILLED" if killed else "FAILED"
                 clean_up(failure, (f"recording the end of {self.store.name}",
                                    lambda: self.outbox.end(self.uid, status)))  # fmt: skip
+                if notifier is not None and not killed:
+                    notifier.record("failed", *status_file.best)
                 raise
 
 

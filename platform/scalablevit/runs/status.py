@@ -194,6 +194,12 @@ class StatusFile:
         self._status = replace(self._status, ended=time.time(), state=state, why=why)
         self._write()
 
+    @property
+    def best(self) -> tuple[str, float] | tuple[None, None]:
+        """Return name and value of the metric at its best evaluation so far."""
+        best = self._status.best
+        return (None, None) if best is None else (best.metric, best.value)
+
     def update(self, **changes: Any) -> None:
         """Set the given fields of `Status`, and the state to `running` unless it is given."""
         before, self._status = self._status, replace(self._status, **{"state": "running", **changes})

@@ -27,7 +27,7 @@ NO_SUCH_PAGE = {404, 405}
 MESSAGE_LENGTH = 400
 """Most characters of an error's message."""
 SQLITE = "sqlite://"
-SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential", re.IGNORECASE)
+SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credential|webhook", re.IGNORECASE)
 """Names of environment variables whose values are never shown, unless they are paths."""
 UNSAFE = re.compile(r"[\s/?#'\"\\\[\]]")
 """Characters that must be encoded in the user name and password of an address."""

@@ -15,6 +15,7 @@ from scalablevit.tracking.records import (
     EndRecord,
     MetricsRecord,
     ModelRecord,
+    NotificationRecord,
     ParamsRecord,
     Record,
     RunRecord,
@@ -99,6 +100,8 @@ class MLflowWriter:
                 return self._model(record)
             case EndRecord() as record:
                 return self._end(record)
+            case NotificationRecord():
+                raise Refused("a notification is not for MLflow")
             case UnknownRecord() as record:
                 raise Refused(record.problem)
 

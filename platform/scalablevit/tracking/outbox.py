@@ -28,6 +28,7 @@ from scalablevit.tracking.records import (
     EndRecord,
     MetricsRecord,
     ModelRecord,
+    NotificationRecord,
     ParamsRecord,
     Record,
     RunRecord,
@@ -275,6 +276,10 @@ class Outbox:
     def end(self, uid: str, status: Status, *, time_ms: int | None = None) -> None:
         """Append an `EndRecord`; `time_ms` is when the run ended, in milliseconds since the epoch (None: now)."""
         self._append(EndRecord(uid, now_ms() if time_ms is None else time_ms, status))
+
+    def notification(self, record: NotificationRecord) -> None:
+        """Append a `NotificationRecord`."""
+        self._append(record)
 
     def metrics(self, uid: str, records: Iterable[StepMetrics]) -> int:
         """Append a `MetricsRecord` for each step.

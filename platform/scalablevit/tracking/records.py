@@ -161,6 +161,29 @@ class MetricsRecord(_Record):
 
 
 @dataclass(frozen=True)
+class NotificationRecord(_Record):
+    """Something that people wait to hear of a run; its own outboxes have these (`tracking.notifications`)."""
+
+    kind = "notification"
+    event: str
+    """One of `config.recipe.Event`."""
+    run: str
+    """Name of the run."""
+    stage: str | None
+    """Name of the stage; None: it concerns a registered version."""
+    where: str
+    """The driver's machine, and the run's folder or the registry."""
+    metric: str | None
+    """Name of the metric that decides; None: nothing was evaluated yet."""
+    value: float | None
+    """Its best value."""
+    model: str | None
+    """Name of the registered model; None: there is none."""
+    version: int | None
+    """Its registered version; None: not known yet."""
+
+
+@dataclass(frozen=True)
 class UnknownRecord:
     """A record of a kind that this release does not know, or one without some fields of its kind."""
 
@@ -203,13 +226,15 @@ Record: TypeAlias = (
     | ModelRecord
     | MetricsRecord
     | EndRecord
+    | NotificationRecord
     | UnknownRecord
 )
 
 _KINDS = {
     record.kind: (record, {field.name: field.default is MISSING for field in fields(record)})
-    for record in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord)
-}
+    for record in (RunRecord, ParamsRecord, TagsRecord, ArtifactRecord, DatasetRecord, ModelRecord, EndRecord,
+                   NotificationRecord)
+}  # fmt: skip
 
 
 def write_line(record: Record) -> bytes:

@@ -1,4 +1,4 @@
-"""Sends an outbox's records to MLflow in order, from a thread of the driver; nothing waits for it."""
+"""Sends an outbox's records in order, to MLflow or elsewhere, from a thread of the driver; nothing waits for it."""
 
 import fcntl
 import json
@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def refused_records(folder: Path) -> list[str]:
         try:
             entry = json.loads(text)
             record, reason = entry["record"], " ".join(str(entry["reason"]).split())[:MESSAGE_LENGTH]
-            run, kind = names.get(record.get("uid"), record.get("uid")), record.get("kind")
+            run = names.get(record.get("uid"), record.get("run", record.get("uid")))  # notifications have its name
+            kind = record.get("kind")
         except (ValueError, KeyError, TypeError, AttributeError):
             counts[f"a line of {REFUSED} that cannot be read"] += 1
             continue
@@ -80,30 +82,25 @@ class Pending:
     """Why records wait, on one line without secrets; None while nothing fails."""
 
 
-class OutboxSync:
-    """Sends one outbox to one server; among all processes, only one sync at a time sends an outbox.
+class OrderedSync(ABC):
+    """Sends one outbox to one receiver; among all processes, only one sync at a time sends an outbox.
 
     Sending is in order and repeatable: the offset moves after success, and all that may have been sent before a crash
-    is sent again in a form that MLflow recognises. While the server is away, the pause between tries doubles up to
-    `LONGEST_PAUSE_S`; what the server refuses for good is written to `refused.jsonl` with the reason and skipped.
+    is sent again in a form that the receiver recognises. While it is away, the pause between tries doubles up to
+    `LONGEST_PAUSE_S`; what it refuses for good is written to `refused.jsonl` with the reason and skipped.
 
     Args:
         folder: the outbox's folder.
-        uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
-        request_timeout_s: longest wait in seconds for one response; an upload may take `UPLOAD_TIMEOUT_S`, a new run
-            `mlflow_writer.CREATE_TIMEOUT_S`.
-
-    Raises:
-        UserError: the address cannot be written to, see `connection.check_uri`.
+        name: of the receiver, for messages.
+        uri: its address; may hold user and password, which are shown and stored nowhere. Empty: the name tells all.
     """
 
-    def __init__(self, folder: Path, uri: str, *, request_timeout_s: int = REQUEST_TIMEOUT_S) -> None:
-        check_uri(uri)
+    def __init__(self, folder: Path, name: str, uri: str = "") -> None:
         self._folder = Path(folder)
         self._uri = uri
-        self._request_timeout_s = request_timeout_s
-        self._progress = SyncProgress(without_credentials(uri))
-        self._writer: MLflowWriter | None = None
+        self._name = name
+        self._receiver = f"{name} at {without_credentials(uri)}" if uri else name
+        self._progress = SyncProgress(without_credentials(uri) if uri else name)
         self._refused = 0
         self._unclear = 0
         self._error: str | None = None
@@ -112,7 +109,7 @@ class OutboxSync:
         self._draining = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow-sync", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"{name} sync", daemon=True)
 
     def start(self) -> None:
         """Begin sending in the background; the outbox's folder must exist."""
@@ -141,13 +138,12 @@ class OutboxSync:
     def status(self) -> str:
         """Return one line for people on what has been sent."""
         pending = self.pending()
-        server = f"MLflow at {without_credentials(self._uri)}"
         refused = f"; {pending.refused} refused, see {self._folder / REFUSED}" if pending.refused else ""
         if pending.records == 0:
-            return f"{server}: everything sent{refused}"
+            return f"{self._receiver}: everything sent{refused}"
         why = f" ({pending.error})" if pending.error else ""
         since = f" for {time.monotonic() - self._away_since:.0f} s" if self._away_since is not None else ""
-        return f"{server}: {pending.records} records waiting{since}{why}{refused}"
+        return f"{self._receiver}: {pending.records} records waiting{since}{why}{refused}"
 
     def send_left(self, *, from_start: bool = False) -> Pending:
         """Send the remaining records, in this thread, up to the first failure; for an outbox whose job has ended.
@@ -219,7 +215,6 @@ class OutboxSync:
 
     def _load(self) -> None:
         self._progress = SyncProgress.load(self._folder, self._progress.uri)
-        self._writer = None
 
     def _send_next(self) -> bool:
         """Send the next record, or the next metrics together; return False when nothing is left."""
@@ -229,11 +224,11 @@ class OutboxSync:
         try:
             refusals = self._send(lines)
         except RunGone:
-            self._say("MLflow no longer has a run that it had; everything is sent again from the outbox")
+            self._say(f"{self._name} no longer has a run that it had; everything is sent again from the outbox")
             self._progress.offset = 0
             self._progress.runs.clear()
-            self._writer = None
             self._progress.save(self._folder)
+            self._load()
             return True
         self._set_aside(refusals)
         self._unclear = 0
@@ -257,8 +252,86 @@ class OutboxSync:
                 break
         return lines
 
+    @abstractmethod
     def _send(self, lines: Sequence[Line]) -> list[Refusal]:
-        """Send lines and return what the server refuses of them; raise an error after which to try again."""
+        """Send lines and return what the receiver refuses of them; raise an error after which to try again."""
+
+    def _set_aside(self, refusals: Sequence[Refusal]) -> None:
+        if not refusals:
+            return
+        with (self._folder / REFUSED).open("a") as file:
+            for refusal in refusals:
+                reason = mask(refusal.reason, self._uri)
+                entry = {"time_ms": now_ms(), "reason": reason, "record": refusal.record.as_dict()}
+                file.write(json.dumps(entry) + "\n")
+        self._refused += len(refusals)
+        reason = format_error(Exception(refusals[0].reason), self._uri)
+        self._say(f"{self._name} refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
+
+    def _succeeded(self) -> None:
+        if self._away_since is not None:
+            self._say(f"{self._name} is back after {time.monotonic() - self._away_since:.0f} s; records are being sent")
+        self._error = self._away_since = None
+        self._pause_s = POLL_S
+
+    def _failed(self, error: Exception) -> None:
+        self._error = format_error(error, self._uri)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._say(f"{self._receiver}: {self._error}. Records wait in {self._folder}; training goes on")
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _say(self, message: str) -> None:
+        logger.warning(message)
+
+    def _end_dead_runs(self) -> None:
+        dead = {uid: latest for uid, latest in open_runs(self._folder).items() if now_ms() - latest > LIVE_WITHIN_MS}
+        if dead:
+            outbox = Outbox(self._folder)
+            for uid, latest in dead.items():
+                outbox.end(uid, "KILLED", time_ms=latest)
+            outbox.close()
+
+    @contextmanager
+    def _own_lock(self) -> Iterator[bool]:
+        """Try to take the sync's lock for the block, and yield whether it is ours; a process that dies releases it."""
+        with (self._folder / SYNC_LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            _write_owner(file)
+            yield True
+
+    def _owner(self) -> str:
+        return (self._folder / SYNC_LOCK).read_text() or "another process"
+
+
+class OutboxSync(OrderedSync):
+    """Sends one outbox to one MLflow server, which keeps one of each record however often it is sent.
+
+    Args:
+        folder: the outbox's folder.
+        uri: MLflow server or SQLite address; may hold user and password, which are shown and stored nowhere.
+        request_timeout_s: longest wait in seconds for one response; an upload may take `UPLOAD_TIMEOUT_S`, a new run
+            `mlflow_writer.CREATE_TIMEOUT_S`.
+
+    Raises:
+        UserError: the address cannot be written to, see `connection.check_uri`.
+    """
+
+    def __init__(self, folder: Path, uri: str, *, request_timeout_s: int = REQUEST_TIMEOUT_S) -> None:
+        check_uri(uri)
+        super().__init__(folder, "MLflow", uri)
+        self._request_timeout_s = request_timeout_s
+        self._writer: MLflowWriter | None = None
+
+    def _load(self) -> None:
+        super()._load()
+        self._writer = None
+
+    def _send(self, lines: Sequence[Line]) -> list[Refusal]:
         records = [line.record for line in lines if line.record is not None]
         if not records:
             return [Refusal(UnreadLine(lines[0].raw), "not a record that this version can read")]
@@ -289,58 +362,6 @@ class OutboxSync:
         if self._unclear < UNCLEAR_TRIES or self._writer is None:
             return False
         return self._writer.takes_writes(uid)
-
-    def _set_aside(self, refusals: Sequence[Refusal]) -> None:
-        if not refusals:
-            return
-        with (self._folder / REFUSED).open("a") as file:
-            for refusal in refusals:
-                reason = mask(refusal.reason, self._uri)
-                entry = {"time_ms": now_ms(), "reason": reason, "record": refusal.record.as_dict()}
-                file.write(json.dumps(entry) + "\n")
-        self._refused += len(refusals)
-        reason = format_error(Exception(refusals[0].reason), self._uri)
-        self._say(f"MLflow refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
-
-    def _succeeded(self) -> None:
-        if self._away_since is not None:
-            self._say(f"MLflow is back after {time.monotonic() - self._away_since:.0f} s; records are being sent")
-        self._error = self._away_since = None
-        self._pause_s = POLL_S
-
-    def _failed(self, error: Exception) -> None:
-        self._error = format_error(error, self._uri)
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            server = f"MLflow at {without_credentials(self._uri)}"
-            self._say(f"{server}: {self._error}. Records wait in {self._folder}; training goes on")
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-
-    def _say(self, message: str) -> None:
-        logger.warning(message)
-
-    def _end_dead_runs(self) -> None:
-        dead = {uid: latest for uid, latest in open_runs(self._folder).items() if now_ms() - latest > LIVE_WITHIN_MS}
-        if dead:
-            outbox = Outbox(self._folder)
-            for uid, latest in dead.items():
-                outbox.end(uid, "KILLED", time_ms=latest)
-            outbox.close()
-
-    @contextmanager
-    def _own_lock(self) -> Iterator[bool]:
-        """Try to take the sync's lock for the block, and yield whether it is ours; a process that dies releases it."""
-        with (self._folder / SYNC_LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            _write_owner(file)
-            yield True
-
-    def _owner(self) -> str:
-        return (self._folder / SYNC_LOCK).read_text() or "another process"
 
 
 def _write_owner(file: IO[str]) -> None:
