@@ -126,7 +126,8 @@ def shared_bytes(stage: Stage) -> int:
 def _interface() -> str:
     import ray
 
-    return os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(ray.util.get_node_ip_address())
+    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(address)
 
 
 def _connection_error(address: str) -> str:
