@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         UserError: the images, --out or --size are of no use, there is no such model, or it cannot be exported.
     """
     root = platform_root(options.root, make=False)
-    given, out = find_images(options.images.expanduser().absolute()), options.out.expanduser()
-    folder, names = given.folder, given.names
+    found, out = find_images(options.images.expanduser().absolute()), options.out.expanduser()
+    folder, names = found.folder, found.names
     refuse_unusable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{printable(out)} is not empty", where="--out", fix="name a new or empty folder")
