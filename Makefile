@@ -7,6 +7,9 @@ UV_VERSION := 0.13.9
 LOCK := infra/requirements.lock
 # which Python this is, the same within its environments: an environment that another one began is not continued
 WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
+# pip trusts the certificates of the machine, among them those of a proxy that inspects TLS; uv does only when asked
+CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem)
+export UV_SYSTEM_CERTS ?= $(if $(CERTIFICATES),true,false)
 # one stamp per content of these files: set-up is done again when one changes, and only then
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 HEAD := $(BIN)/python infra/head.py
@@ -59,10 +62,12 @@ $(STAMP):
 	@rm -f $(VENV)/installed-*
 	@anew=--clear; if [ "$$($(BIN)/python $(WHICH) 2>&1)" = "$$($(PYTHON) $(WHICH))" ]; then anew=; fi; \
 		$(PYTHON) -m venv $$anew $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
-	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
-	timeout 600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@echo "installing the packages of $(LOCK) into $(VENV), which takes minutes"
+	@timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@timeout 3600 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	@timeout 600 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+	@echo "ready: \`source $(VENV)/bin/activate\` finds the command scalablevit, \`make full\` trains the demo"
 
 # $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head. `exec`, so that a signal to make reaches the script.
 define submit

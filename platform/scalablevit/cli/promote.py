@@ -33,6 +33,7 @@ from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, package_
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.seen_images import SeenImages, find_seen
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
+from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
@@ -304,7 +305,8 @@ def _score_version(
         UserError: too many of the validation samples cannot be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    result = _score(version, stage, root, latency_threads, listing)
+    with say_while_waiting("promote", "the scores and the latency"):
+        result = _score(version, stage, root, latency_threads, listing)
     from scalablevit.training.evaluate import refuse_bad
 
     samples = len(result.per_sample.indices) + result.bad
