@@ -68,6 +68,12 @@ def test_every_value_that_fails_is_named(tmp_path: Path) -> None:
     assert len(caught.value.errors) == 2
 
 
+def test_where_nothing_passes_no_single_parameter_is_blamed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no trial can have any of these values: vgg11 cannot be built") as caught:
+        checked(tmp_path, {"training.global_batch_size": [8, 16], "model.options.nothing": [1, 2]})
+    assert caught.value.where == "space space: parameters.training.global_batch_size, model.options.nothing"
+
+
 def test_an_architecture_that_cannot_start_from_the_parents_weights(tmp_path: Path) -> None:
     stages = {"first": {}, "pretrain": {"model": {"init": "stage:first"}}}
     with pytest.raises(UserError, match=r"no trial can have \"resnet18\": lacks \d+ of the model's"):
@@ -95,3 +101,17 @@ def test_a_warm_up_in_steps_that_no_trial_ends_is_refused(tmp_path: Path) -> Non
     assert checked(tmp_path, rates, **training, **optimizer) == []
     with pytest.raises(UserError, match=r"no trial can have 20: the warm-up \(20 steps\)"):
         checked(tmp_path, {"optimizer.schedule.warmup_steps": [2, 20]}, budget=1, **training)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"optimizer.schedule.warmup_steps": [2, 4]}, {"training.global_batch_size": [2, 4]}]
+)
+def test_a_warm_up_or_length_that_is_searched_is_not_the_recipes(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    training = {"training": {"steps": 120, "global_batch_size": 8}}
+    optimizer = {"optimizer": {"lr": 0.001, "schedule": {"warmup_steps": 20}}}
+    assert checked(tmp_path, parameters, budget=1, **training, **optimizer) == []
+
+
+def test_early_stopping_of_the_full_training_is_no_warning_of_a_trial(tmp_path: Path) -> None:
+    training = {"epochs": 20, "global_batch_size": 8, "early_stopping": {"patience": 5}}
+    assert checked(tmp_path, {"optimizer.weight_decay": [0.1, 0.2]}, budget=1, training=training) == []

@@ -115,6 +115,11 @@ def test_a_search_whose_first_trials_end_by_one_mistake_stops_and_says_it(
                 tunes: Any = SimpleNamespace(trial_id=str(number), config=config, error_file=tmp_path / "error.txt")
                 callback.on_trial_error(1, [tunes], tunes)
             assert self.stopper.stop_all() == stopped
+            if stopped:  # Tune stops and reports those that run
+                trials[-1].status = "running"
+                config = {"trial": {"number": len(errors)}}
+                running: Any = SimpleNamespace(trial_id="running", config=config, last_result={})
+                callback.on_trial_complete(1, [running], running)
 
     monkeypatch.setattr(tuning_search.tune, "Tuner", Failing)
     if not stopped:
@@ -124,6 +129,7 @@ def test_a_search_whose_first_trials_end_by_one_mistake_stops_and_says_it(
         run_trials(callback, context, concurrency=1, remaining_s=None)
     assert caught.value.what.startswith("3 trials ended by the same error, and none came to an evaluation, so")
     assert caught.value.what.endswith("data.val: cannot read b.png fix: restore the file") and caught.value.fix
+    assert trials[-1].status == "unfinished", "it continues with the search"
 
 
 def save(context: TrialContext, trials: list[Trial], best: Trial, folder: Path) -> dict[str, str]:

@@ -21,12 +21,16 @@ CHECKED = (
     "optimizer.schedule.warmup_steps",
 )  # fmt: skip
 """How parameters begin that decide whether a model can be built and run, or how long a warm-up is."""
+LENGTH = ("optimizer.schedule", "training.")
+"""How parameters begin that decide a trial's length or schedule, which the recipe's own values then are not."""
 MOST_MODELS = 32
 """Most combinations of values that are tried; a space with more is not checked, since each takes up to seconds."""
 
 
 def trial_warnings(search: Search, stages: Sequence[ResolvedStage]) -> list[str]:
     """Return what the plan warns of in a trial, and not in the searched stage, which may be longer.
+
+    Not of early stopping, which is meant for the full training.
 
     Args:
         search: the space with its base recipe.
@@ -35,8 +39,11 @@ def trial_warnings(search: Search, stages: Sequence[ResolvedStage]) -> list[str]
     Raises:
         UserError: the warm-up is not shorter than a trial.
     """
+    if any(key.startswith(LENGTH) for key in search.space.parameters):
+        return []
     searched = next(stage for stage in stages if stage.name == search.stage)
     stage = trial_stage(search, {})
+    stage = stage.model_copy(update={"training": stage.training.model_copy(update={"early_stopping": None})})
     try:
         length = compute_length(stage, searched.train_samples)
     except UserError as error:
@@ -76,6 +83,10 @@ def check_searched_models(search: Search, stages: Sequence[ResolvedStage], root:
         for key, value in values.items():
             at = (key, json.dumps(value))
             failures[at] = failure if failures.get(at, failure) is not None else None
+    if len(choices) > 1 and failure is not None and None not in failures.values():  # any of the keys may be the cause
+        raise UserError(f"no trial can have any of these values: {failure.what}",
+                        where=f"space {search.name}: parameters.{', '.join(choices)}",
+                        fix="change these parameters, or the recipe's model")  # fmt: skip
     raise_all([
         UserError(f"no trial can have {value}: {failure.what}", where=f"space {search.name}: parameters.{key}",
                   fix="leave the value out of the space, or change the recipe's model")

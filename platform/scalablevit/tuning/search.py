@@ -184,7 +184,7 @@ class SearchCallback(tune.Callback):
         length = self._context.total_steps(trial_stage(self._context.search, ours.values))
         if max(ours.curve, default=0) >= length or function_has_returned(trial.last_result):
             self._end(ours, "finished", "")
-        elif time.monotonic() >= self._deadline:
+        elif self.same_error or time.monotonic() >= self._deadline:
             ours.status = "unfinished"
             self._outbox.end(trial_uid(self._uid, ours.number), "KILLED")
         else:
