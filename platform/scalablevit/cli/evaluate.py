@@ -73,7 +73,7 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
 
     own = trained_recipe("evaluate", ungated, (), options.model).stages["evaluate"].data
     most = stage.stage.data.max_shared_fraction
-    seen = find_seen(options.model, Path(weights), own, stage.sources["val"], most, root)
+    seen = find_seen(options.model, Path(weights), sha256, own, stage.sources["val"], most, root)
     facts = {**describe(stage), "data": _described_data(stage), "seen": seen.words}
     for name in ("data", "digest", "seen", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)

@@ -259,7 +259,8 @@ def _find_seen(version: RegisteredWeights, resolved: ResolvedStage, root: Path) 
     ungated: ModelConfig = {**version.config, "stage": {**version.config["stage"], "promotion": {}}}
     own = trained_recipe("promote", ungated, (), name).stages["promote"].data
     most = resolved.stage.data.max_shared_fraction
-    return find_seen(name, version.weights, own, resolved.sources["val"], most, root)
+    sha256 = version.tags[tags.WEIGHTS_SHA256]
+    return find_seen(name, version.weights, sha256, own, resolved.sources["val"], most, root)
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
