@@ -143,14 +143,23 @@ def test_the_command_says_what_its_metrics_leave_out(root: Path, capsys, monkeyp
     cut.write_bytes(cut.read_bytes()[:-20])
     needed: list[str] = []
 
-    def connect(_stages, _root, *, files):
+    def connect(stages, _root, *, files):
         assert all(Path(path).exists() for path in files)
+        assert [stage.stage.cluster.storage for stage in stages] == [None], "nobody need be able to write there"
         needed.extend(files)
 
     monkeypatch.setattr(cluster, "connect", connect)
     in_process = lambda _stage, config, *_: run(config, 0, 1, torch.device("cpu"), lambda records, node: None)  # noqa: E731
     monkeypatch.setattr(launch, "launch", in_process)
-    given = [made, "--root", str(root), "data.max_bad_fraction=0.1", "--json", str(document)]
+    given = [
+        made,
+        "--root",
+        str(root),
+        "data.max_bad_fraction=0.1",
+        "cluster.storage=/read/only",
+        "--json",
+        str(document),
+    ]
     assert evaluate.run(parse("evaluate", given)) == 0
     said = capsys.readouterr().out
     assert "\n1 of 12 validation samples could not be decoded: no metric has them\n" in said

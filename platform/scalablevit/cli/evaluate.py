@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_model, add_root
@@ -152,7 +153,10 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
-        cluster.connect([stage], root, files={weights: f"weights ({weights})", str(folder): f"--root ({root})"})
+        # nothing is written to the run storage of its recipe
+        here = stage.stage.model_copy(update={"cluster": stage.stage.cluster.model_copy(update={"storage": None})})
+        files = {weights: f"weights ({weights})", str(folder): f"--root ({root})"}
+        cluster.connect([replace(stage, stage=here)], root, files=files)
         result = launch(stage.stage, worker_config, str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # only Ray's own files and the listing

@@ -16,6 +16,7 @@ from typing import Literal
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.text import and_more
 from scalablevit.training.environment import interface_of
 from scalablevit.training.ray_internals import Node
 from scalablevit.training.storage import check_storage
@@ -28,11 +29,13 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "simplejpeg
 PREFETCHED = 2
 """Batches that torch's DataLoader keeps ahead for each of its processes."""
 LEAST_SHARED = 2**30
-"""Bytes of free shared memory below which there is a warning: Docker gives a container 64 MiB."""
+"""Bytes of free shared memory below which there is a warning where no stage says what it takes; Docker gives 64 MiB."""
 LEAST_DISK = 0.05
 """Free share of a disk below which Ray no longer writes objects to it."""
 MOST_SKEW_S = 2.0
 """Seconds that the clocks of two nodes may differ by without a warning."""
+SHOWN = 3
+"""Nodes with the same problem that are named; the others are counted."""
 CONNECT_S = 5.0
 """Longest wait, in seconds, for a node's connection to another one."""
 
@@ -62,7 +65,7 @@ class NodeFacts:
 
     versions: Mapping[str, str]
     gpus: int
-    """That NVIDIA's driver names."""
+    """That NVIDIA's driver names; 0 where some were chosen."""
     shared_free: int
     """Shared memory."""
     disk: tuple[str, int, int]
@@ -105,6 +108,8 @@ def versions() -> dict[str, str]:
 
 def driver_gpus() -> int:
     """Return the GPUs that NVIDIA's driver names on this machine, counted without loading Ray or torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # chosen by Slurm or a person, so nobody needs a warning
+        return 0
     try:
         return len(list(NVIDIA.iterdir()))
     except OSError:
@@ -167,14 +172,14 @@ def find_gpus(node: Node, facts: NodeFacts) -> Finding:
     return Finding("GPUs", node.address, f"{offered:g}", problem if offered < facts.gpus else None, stops=False)
 
 
-def find_shared_memory(node: Node, facts: NodeFacts, needed: int) -> Finding:
-    """Return whether a node has the shared memory for a worker's loader processes (bytes) and Ray's objects."""
-    value, stops = f"{_size(facts.shared_free)} free", needed > facts.shared_free
-    problem = UserError(f"{SHARED_MEMORY} has {value}; the loader processes of a worker take up to {_size(needed)}",
-                        where=f"node {node.address}",
+def find_shared_memory(node: Node, facts: NodeFacts, needed: int | None) -> Finding:
+    """Return whether a node has the shared memory for a worker's loader processes, in bytes; None: not known."""
+    value, stops = f"{_size(facts.shared_free)} free", (needed or 0) > facts.shared_free
+    takes = "" if needed is None else f"; the loader processes of a worker take up to {_size(needed)}"
+    problem = UserError(f"{SHARED_MEMORY} has {value}{takes}", where=f"node {node.address}",
                         fix="give the container more (docker run --shm-size=8g; on Kubernetes an emptyDir of medium "
                         "Memory), or set cluster.loader_workers=0")  # fmt: skip
-    is_bad = stops or facts.shared_free < LEAST_SHARED
+    is_bad = stops or (needed is None and facts.shared_free < LEAST_SHARED)
     return Finding("shared memory", node.address, value, problem if is_bad else None, stops)
 
 
@@ -201,12 +206,18 @@ def find_interface(node: Node, facts: NodeFacts) -> Finding:
     return Finding("interface", node.address, value, None if facts.interface else problem, stops=False)
 
 
-def find_ports(node: Node, facts: NodeFacts) -> Finding:
-    """Return whether a node can connect to the driver's on a port that the system chose, as workers do."""
+def find_ports(node: Node, facts: NodeFacts, *, stops: bool) -> Finding:
+    """Return whether a node can connect to the driver's on a port that the system chose, as workers do.
+
+    Args:
+        node: the node that connects.
+        facts: its own.
+        stops: whether workers are on the driver's node, too; else it says little about the others.
+    """
     problem = UserError(f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
                         where=f"node {node.address}",
                         fix="let nodes connect to one another on all ports from 1024 on")  # fmt: skip
-    return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None)
+    return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None, stops)
 
 
 def find_clock(node: Node, before: float, clock: float, after: float) -> Finding:
@@ -231,6 +242,15 @@ def find_upload(folder: str, size: int, limit: int) -> Finding:
     problem = UserError(f"a job uploads {_size(size)}, and Ray takes at most {_size(limit)}, compressed", where=folder,
                         fix="move data and runs out of the folder, or name them in its .rayignore")  # fmt: skip
     return Finding("upload", folder, _size(size), problem if size > limit // 2 else None, size > 2 * limit)
+
+
+def join_problems(findings: Sequence[Finding]) -> list[UserError]:
+    """Return the problems among findings; nodes with the same one share it."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in filter(None, (finding.problem for finding in findings)):
+        places.setdefault((problem.what, problem.fix), []).append(problem.where)
+    return [UserError(what, where=", ".join(where[:SHOWN]) + and_more(len(where), SHOWN), fix=fix)
+            for (what, fix), where in places.items()]  # fmt: skip
 
 
 def _size(size: int) -> str:
