@@ -248,14 +248,12 @@ def _explain(
             _, hint = stage_with_hint(key_path, _stages_at(schema, key_path, current))
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
-            names = _siblings(schema, first["loc"])
+            key, names = short_repr(key_path[-1]), _siblings(schema, first["loc"])
             if near := _most_like(str(key_path[-1]), names):
                 section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
                 fix = f"write {'.'.join(map(str, (*section, near)))}"
-            else:
-                fix = f"known here: {', '.join(names)}"
-            what = f"unknown key {short_repr(key_path[-1])}{did_you_mean(str(key_path[-1]), names)}"
-            return UserError(what, where=where, fix=fix)
+                return UserError(f"unknown key {key}; did you mean {near!r}?", where=where, fix=fix)
+            return UserError(f"unknown key {key}", where=where, fix=f"known here: {', '.join(names)}")
         case "missing":
             types = _types_at(schema, first["loc"])
             literals = [typing.get_args(each) for each in types if typing.get_origin(each) is typing.Literal]
