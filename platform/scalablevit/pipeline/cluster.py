@@ -519,7 +519,8 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     for node in node_ids:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
         pending[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
-    answers, deadline = {}, time.monotonic() + PROBE_S
+    answers: dict[str, Any] = {}
+    deadline = time.monotonic() + PROBE_S
     for node, answer in pending.items():
         try:
             answers[node] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))

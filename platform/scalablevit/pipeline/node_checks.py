@@ -157,8 +157,7 @@ def find_versions(node: Node, facts: NodeFacts, wanted: Mapping[str, str]) -> Fi
     missing = [f"no {name}" for name in PACKAGES if name not in facts.versions]
     others = [f"{name} {version} in place of {wanted[name]}" for name, version in facts.versions.items()
               if version != wanted.get(name, version)]  # fmt: skip
-    problem = UserError(f"has {', '.join(missing or others)}", where=f"node {node.address}",
-                        fix="install infra/requirements.lock on every node")  # fmt: skip
+    problem = _on(node, f"has {', '.join(missing or others)}", "install infra/requirements.lock on every node")
     value = ", ".join(f"{name} {facts.versions.get(name, 'none')}" for name in ("python", "ray", "torch"))
     return Finding("versions", node.address, value, problem if missing or others else None, bool(missing))
 
@@ -166,9 +165,8 @@ def find_versions(node: Node, facts: NodeFacts, wanted: Mapping[str, str]) -> Fi
 def find_gpus(node: Node, facts: NodeFacts) -> Finding:
     """Return whether Ray gives out all GPUs of a node."""
     offered = node.resources.get("GPU", 0.0)
-    problem = UserError(f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}",
-                        where=f"node {node.address}",
-                        fix=f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
+    problem = _on(node, f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}",
+                  f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
     return Finding("GPUs", node.address, f"{offered:g}", problem if offered < facts.gpus else None, stops=False)
 
 
@@ -176,9 +174,8 @@ def find_shared_memory(node: Node, facts: NodeFacts, needed: int | None) -> Find
     """Return whether a node has the shared memory for a worker's loader processes, in bytes; None: not known."""
     value, stops = f"{_size(facts.shared_free)} free", (needed or 0) > facts.shared_free
     takes = "" if needed is None else f"; the loader processes of a worker take up to {_size(needed)}"
-    problem = UserError(f"{SHARED_MEMORY} has {value}{takes}", where=f"node {node.address}",
-                        fix="give the container more (docker run --shm-size=8g; on Kubernetes an emptyDir of medium "
-                        "Memory), or set cluster.loader_workers=0")  # fmt: skip
+    problem = _on(node, f"{SHARED_MEMORY} has {value}{takes}", "give the container more (docker run --shm-size=8g; "
+                  "on Kubernetes an emptyDir of medium Memory), or set cluster.loader_workers=0")  # fmt: skip
     is_bad = stops or (needed is None and facts.shared_free < LEAST_SHARED)
     return Finding("shared memory", node.address, value, problem if is_bad else None, stops)
 
@@ -198,10 +195,10 @@ def find_storage(node: Node, location: str, what: str, fix: str) -> Finding:
 
 def find_interface(node: Node, facts: NodeFacts) -> Finding:
     """Return whether workers of other nodes can reach those of a node by its address in the cluster."""
-    problem = UserError("no network interface of it has that address, so its workers are reached by the address that "
-                        "its host name resolves to, if at all", where=f"node {node.address}",
-                        fix="start Ray there with --node-ip-address=<an address of an interface>, or with "
-                        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
+    problem = _on(node, "no network interface of it has that address, so its workers are reached by the address that "
+                  "its host name resolves to, if at all",
+                  "start Ray there with --node-ip-address=<an address of an interface>, or with GLOO_SOCKET_IFNAME and "
+                  "NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
     value = facts.interface or "none"
     return Finding("interface", node.address, value, None if facts.interface else problem, stops=False)
 
@@ -209,14 +206,10 @@ def find_interface(node: Node, facts: NodeFacts) -> Finding:
 def find_ports(node: Node, facts: NodeFacts, *, stops: bool) -> Finding:
     """Return whether a node can connect to the driver's on a port that the system chose, as workers do.
 
-    Args:
-        node: the node that connects.
-        facts: its own.
-        stops: whether workers are on the driver's node, too; else it says little about the others.
+    It stops a training where workers are on the driver's node, too; else it says little about the others.
     """
-    problem = UserError(f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
-                        where=f"node {node.address}",
-                        fix="let nodes connect to one another on all ports from 1024 on")  # fmt: skip
+    problem = _on(node, f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
+                  "let nodes connect to one another on all ports from 1024 on")  # fmt: skip
     return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None, stops)
 
 
@@ -224,8 +217,8 @@ def find_clock(node: Node, before: float, clock: float, after: float) -> Finding
     """Return whether a node's clock, read between two looks at the driver's, goes with it; seconds since the epoch."""
     skew = max(clock - after, 0.0) - max(before - clock, 0.0)  # at least
     direction = "ahead of" if skew > 0 else "behind"
-    problem = UserError(f"its clock is {abs(skew):.0f} s {direction} this machine's", where=f"node {node.address}",
-                        fix="set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
+    problem = _on(node, f"its clock is {abs(skew):.0f} s {direction} this machine's",
+                  "set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
     return Finding("clock", node.address, f"{skew:+.1f} s", problem if abs(skew) > MOST_SKEW_S else None, stops=False)
 
 
@@ -251,6 +244,10 @@ def join_problems(findings: Sequence[Finding]) -> list[UserError]:
         places.setdefault((problem.what, problem.fix), []).append(problem.where)
     return [UserError(what, where=", ".join(where[:SHOWN]) + and_more(len(where), SHOWN), fix=fix)
             for (what, fix), where in places.items()]  # fmt: skip
+
+
+def _on(node: Node, what: str, fix: str) -> UserError:
+    return UserError(what, where=f"node {node.address}", fix=fix)
 
 
 def _size(size: int) -> str:
