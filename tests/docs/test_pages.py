@@ -48,6 +48,7 @@ REFERENCE = REPOSITORY / "docs" / "reference"
 """Pages that docs/reference.py makes; not in the repository."""
 NO_DRY_RUN = (
     "check_data.py",
+    "doctor.py",
     "plan.py",
     "recipe.py list",
     "recipe.py new",
@@ -110,6 +111,7 @@ class Place:
             "<name>": MODEL, "demo-detect": MODEL, "objects-detect": MODEL,
             "<run>/": f"{self.root}/runs/{RUN}/", "<run>": RUN, "<n>": "7", "<job>": "raysubmit_1",
             "<head>": "127.0.0.1", "<mlflow server>": "127.0.0.1", "<user>": "u", "<password>": "p",
+            "<storage>": "127.0.0.1", "<key>": "k", "<secret>": "s",
             "key.sub=value": "training.seed=1", "seed=N": "seed=1",
             "--recipe R": "--recipe my.yaml", "--space S": "--space spaces/space.yaml", "--root ...": "--root root",
             "IMAGES --out DIR": "images --out next",
@@ -368,16 +370,39 @@ def check_docker(arguments: list[str], place: Place) -> None:
 
 
 def check_kubectl(arguments: list[str], place: Place) -> None:
-    """What is created stands in infra/rayjob.yaml, or is that file."""
-    match arguments:
-        case ["create", "-f", file]:
+    """What is created is in infra/kuberay, or is named there."""
+    kuberay = REPOSITORY / "infra" / "kuberay"
+    files = "\n".join(file.read_text() for file in sorted(kuberay.rglob("*.yaml")))
+    match arguments[2:] if arguments[:1] == ["-n"] else arguments:
+        case ["apply", "-f", file]:
             assert (REPOSITORY / file).is_file()
+        case ["kustomize", folder] | ["apply", "-k", folder]:
+            assert (REPOSITORY / folder).parent == kuberay / "jobs" and (REPOSITORY / folder).is_dir()
+        case ["delete", "rayjob", name]:
+            assert f"\n  name: {name}\n" in files
         case ["create", "secret", "generic", name, *literals]:
-            job = (REPOSITORY / "infra" / "rayjob.yaml").read_text()
-            assert re.search(rf"^ .*: {name}\b", job, re.MULTILINE)
-            assert all(each.startswith("--from-literal=") and each.split("=")[1] in job for each in literals)
+            assert re.search(rf"[{{ ](name|secretName): {name}\b", files)
+            keys = {"auth_token", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL",
+                    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}  # fmt: skip
+            assert all(each.startswith("--from-literal=") and each.split("=")[1] in keys for each in literals)
         case _:
             raise AssertionError("no check for this")
+    assert arguments[0] != "-n" or f"\n  name: {arguments[1]}\n" in files
+
+
+def check_sbatch(arguments: list[str], place: Place) -> None:
+    """Options of Slurm, our script, and the command of a job."""
+    options = list(takewhile(lambda word: word.startswith("--"), arguments))
+    script, *command = arguments[len(options) :]
+    assert all(re.fullmatch(r"--(nodes|gpus-per-node|time)=[\d:]+", option) for option in options)
+    assert script == "infra/slurm.sh"
+    check(shlex.join(command), place)
+
+
+def check_scancel(arguments: list[str], place: Place) -> None:
+    """The signal that the script saves at, to the script alone."""
+    assert arguments[:-1] == ["--signal=TERM", "--batch"]
+    assert "#SBATCH --signal=B:TERM@" in (REPOSITORY / "infra" / "slurm.sh").read_text()
 
 
 def check_prometheus(arguments: list[str], place: Place) -> None:
@@ -406,8 +431,8 @@ def check_eval(arguments: list[str], place: Place) -> None:
 CHECKS: dict[str, Callable[[list[str], Place], None]] = {
     "make": check_make, "python": check_python, "pytest": check_pytest, "ray": check_ray, "mlflow": check_mlflow,
     "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
-    "source": check_source, "scalablevit": check_scalablevit, "pip": check_pip,
-    "prometheus": check_prometheus, "promtool": check_prometheus,
+    "source": check_source, "scalablevit": check_scalablevit, "pip": check_pip, "sbatch": check_sbatch,
+    "scancel": check_scancel, "prometheus": check_prometheus, "promtool": check_prometheus,
 }  # fmt: skip
 
 
@@ -435,8 +460,11 @@ def test_every_command_is_one_that_its_program_takes(place: Place) -> None:
     ["python pipelines/full.py --recpie my.yaml", "python pipelines/evaluate.py models:/nobody@candidate",
      "python pipelines/fill.py", "scalablevit fill", "scalablevit full --recpie my.yaml", "pip install scalablevit",
      "python infra/head.py begin", "ray job submitt -- true", "mlflow ui --backend-uri x",
-     "promtool test rules infra/metrics/no.yml", "make ful", "pytest tests/nowhere", "docker run x",
-     "kubectl delete secret", "curl localhost", "python tests/models/test_model_names.py",
+      "promtool test rules infra/metrics/no.yml",
+      "make ful", "pytest tests/nowhere", "docker run x", "kubectl delete secret", "curl localhost",
+      "kubectl apply -k infra/kuberay/overlays/cpu", "kubectl -n elsewhere apply -k infra/kuberay/jobs/cpu-full",
+      "sbatch infra/slurm.sh python pipelines/full.py --recpie my.yaml", "scancel 7",
+      "python tests/models/test_model_names.py",
      'make full ARGS="--recipe yours.yaml"'],
 )  # fmt: skip
 def test_a_wrong_command_is_complained_about(command: str, place: Place) -> None:

@@ -12,8 +12,8 @@ PAGES = [*sorted(REPOSITORY.glob("*.md")),
          *(page for top in ("pipelines", "platform", "tune_spaces", "infra", "docs")
            for page in sorted((REPOSITORY / top).glob("*.md")))]  # fmt: skip
 PROGRAMS = ("bash", "cd", "chromium", "curl", "docker", "eval", "export", "git", "kubectl", "make", "mlflow", "pip",
-            "prometheus", "promtool", "pytest", "python", "python3", "ray", "scalablevit", "sh", "source",
-            "uv", "wget")  # fmt: skip
+            "prometheus", "promtool", "pytest", "python", "python3", "ray", "sbatch", "scalablevit", "scancel", "sh",
+            "source", "uv", "wget")  # fmt: skip
 """By which a command is known in a sentence; blocks hold nothing else."""
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

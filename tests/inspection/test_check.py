@@ -16,6 +16,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.inspection import check
 from scalablevit.inspection.check import Depth, Problem, Report, check_split, image_notes, raise_if_fatal
 from scalablevit.inspection.counts import Counts
+from scalablevit.inspection.statistics import split_statistics
 
 FILES = 6
 
@@ -112,6 +113,26 @@ def test_pixels_are_counted_by_mask_value_in_the_same_pass(base: Path, depth: De
     assert {value: count for value, count in enumerate(counts.pixels) if count} == {0: 200, 1: 400, 2: 407, 255: 193}
     assert checked(pairs(base), base / "cache", depth).counts == counts, "from the cache"
     assert checked(pairs(base), depth="headers").counts.pixels == ()
+
+
+@pytest.mark.parametrize("depth", ["masks", "pixels"])
+def test_values_of_several_colours_in_palettes_are_noted(base: Path, depth: Depth) -> None:
+    """As `quantize` makes a palette for each image, whose indices mean nothing."""
+    red, green = ((0, 0, 0, 255, 0, 0), (0, 0, 0, 0, 255, 0))
+    for number, palette in ((1, red), (2, green), (4, green), (5, red)):
+        mask = Image.fromarray(
+            np.repeat(np.array([[0] * 10, [1] * 10], np.uint8), 10).reshape(10, 20) % 2, "L"
+        ).convert("P")
+        mask.putpalette(palette)
+        mask.save(base / f"train/m/{number}.png")
+    data = pairs(base)
+    report = checked(data, base / "cache", depth)
+    first, second = base / "train/m/1.png", base / "train/m/2.png"
+    assert report.counts.colors == ((0, "(0, 0, 0)", str(first)), (1, "(255, 0, 0)", str(first)),
+                                    (1, "(0, 255, 0)", str(second)))  # fmt: skip
+    assert checked(data, base / "cache", depth) == report
+    pixels = split_statistics(open_source(data, "train", Path("/")), data, report).pixels
+    assert pixels and pixels.recolored == {1: (f"(255, 0, 0) in {first}", f"(0, 255, 0) in {second}")}
 
 
 def test_images_that_exif_turns_are_counted(base: Path) -> None:

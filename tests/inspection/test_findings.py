@@ -231,6 +231,14 @@ def test_equal_images_of_several_classes_get_a_warning() -> None:
     assert warning.startswith("3 images have the bytes of an image of another class: cat/a.jpg = dog/b.jpg and 2 more;")
 
 
+def test_augmented_copies_of_training_images_get_a_warning() -> None:
+    some, shared = split(samples_by_class=(9, 9)), SharedImages(0, 100, (), copies=3, copied=("a_jpg.rf.4.png",))
+    warning = the_warning(found(folders(), some, some, shared=shared))
+    assert warning.startswith(
+        "3 of 100 validation images have the name of a training image before Roboflow's .rf. (a_j"
+    )
+
+
 def test_splits_that_name_the_same_folder_are_told_so() -> None:
     some, shared = split(samples_by_class=(9, 9)), SharedImages(8, 8, ())
     same = {"train": Split(images="./a"), "val": Split(images="a/")}
@@ -278,6 +286,13 @@ def test_class_names_that_differ_in_case_alone_get_a_warning() -> None:
     statistics = DataStatistics(("Cat", "dog", "cat ", "bird"), "images", some, some, None, ())
     warning = the_warning(find_problems(statistics, folders()))
     assert warning == "1 class names differ in case or spaces alone (Cat and cat ): make them one class if they are one"
+
+
+def test_values_of_several_colours_get_a_warning() -> None:
+    good = with_pixels((90, 10), {0: 90, 1: 10})
+    several = replace(good, pixels=replace(good.pixels, recolored={1: ("red in a.png", "blue in b.png")}))
+    warning = the_warning(found(masks(2), several, good))
+    assert warning.startswith("train: 1 mask values have several colours in the masks' palettes, such as 1: red in a.p")
 
 
 def test_files_of_several_pages_get_a_warning() -> None:

@@ -254,6 +254,20 @@ def test_equal_images_of_several_classes_are_counted_in_each_split(tmp_path: Pat
     assert found == SharedImages(0, 8, (), 4, (("cat/1.png", "dog/0.png"), ("dog/0.png", "emu/1.png")) * 2)
 
 
+def test_augmented_copies_by_roboflows_names_are_counted(tmp_path: Path) -> None:
+    for split, names in (
+        ("train", ("a_jpg.rf.1", "a_jpg.rf.2", "b_jpg.rf.3", "d")),
+        ("val", ("a_jpg.rf.4", "c_jpg.rf.5", "d")),
+    ):
+        for number, name in enumerate(names):
+            picture(tmp_path / split / f"cat/{name}.png", number + 100 * (split == "val"))
+        picture(tmp_path / split / "dog/b_jpg.rf.6.png", 50 + 100 * (split == "val"))
+    data = ImageFolder(source="image_folder", root=str(tmp_path), **FOLDERS)
+    train, val = (open_source(data, split, Path("/")) for split in ("train", "val"))  # type: ignore[arg-type]
+    found = shared_images(train, val)
+    assert (found.count, found.copies, found.copied) == (0, 2, ("cat/a_jpg.rf.4.png", "dog/b_jpg.rf.6.png"))
+
+
 def made(by_class: tuple[int, ...], classes: tuple[str, ...], **fields: Any) -> DataStatistics:
     split = SplitStatistics(samples=sum(by_class), looked_at=sum(by_class), samples_by_class=by_class,
                             objects_by_class=None, pixels=None, boxes=None, turned=0, turned_images=(),

@@ -18,6 +18,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job, _train
 from scalablevit.report.findings import load_findings
 from scalablevit.run_files import ERROR_ANALYSIS, METRICS, RESULTS
+from scalablevit.runs import session
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
 from scalablevit.runs.status import read_status
@@ -61,8 +62,8 @@ def in_process(monkeypatch):
 def train(resolved, root):
     store = RunStore.open(resolved.run_name, None, root)
     job = Job(root, "tiny", "1" * 32, f"sqlite:///{root}/mlflow.db")
-    with RunSession(store, job.tracking_uri) as session:
-        return _train(job, resolved, {}, session)
+    with RunSession(store, job.tracking_uri) as owned:
+        return _train(job, resolved, {}, owned)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -126,6 +127,7 @@ def test_the_last_evaluation_is_recorded_although_the_disk_refused_its_report(re
         record(callback)
 
     monkeypatch.setattr(OutboxCallback, "_record", refuse_last)
+    monkeypatch.setattr(session, "DRAIN_S", 0.0)  # its parent run is on no server
     result = train(resolved, tmp_path)
     folder = tmp_path / "runs" / resolved.run_name
     rows = list(csv.DictReader((folder / RESULTS).open()))

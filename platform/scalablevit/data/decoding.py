@@ -263,6 +263,20 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         WrongMask: the values are no ids of 8 bits, or a lossy compression has changed them.
         BadSample: the file is missing, cut short or too large.
     """
+    return _load_mask(path, max_pixels)[0]
+
+
+def read_mask_and_palette(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return what `read_mask` returns, and the palette: red, green, blue of value 0, of value 1, ...; empty: none.
+
+    Raises:
+        BadSample: as `read_mask`.
+    """
+    ids, image = _load_mask(path, max_pixels)
+    return ids, (image.getpalette() or []) if image.mode == "P" else []
+
+
+def _load_mask(path: Path, max_pixels: int) -> tuple[NDArray[np.uint8], Image.Image]:
     data = _read(path)
     with _refuse_bad_bytes(str(path)):
         image = _open_mask(io.BytesIO(data), max_pixels, str(path))
@@ -270,7 +284,7 @@ def read_mask(path: Path, max_pixels: int) -> NDArray[np.uint8]:
             _check_png(data, str(path))
         layout = _layout(image)
         orientation = _orientation(image)
-        return _upright(_ids(image, layout, str(path)), orientation)
+        return _upright(_ids(image, layout, str(path)), orientation), image
 
 
 def read_mask_size(path: Path, max_pixels: int) -> tuple[int, int]:

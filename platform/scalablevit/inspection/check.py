@@ -27,7 +27,7 @@ from scalablevit.data.decoding import (
     WrongMask,
     inspect_image,
     read_header,
-    read_mask,
+    read_mask_and_palette,
     read_mask_size,
 )
 from scalablevit.data.labels import annotated_size_mismatch, label_table, size_mismatch, to_labels
@@ -308,14 +308,14 @@ class _Checker:
         if self.depth == "headers":
             mask_size = read_mask_size(path, self.max_pixels)
             return None if mask_size == size else size_mismatch(mask_size, size)
-        mask = read_mask(path, self.max_pixels)
+        mask, palette = read_mask_and_palette(path, self.max_pixels)
         if mask.shape != size:
             return size_mismatch(mask.shape, size)
         try:
             to_labels(mask, table)
         except ValueError as error:
             return str(error)
-        counter.add_mask(mask)
+        counter.add_mask(mask, palette, printable(path))
         return None
 
 
@@ -374,9 +374,7 @@ def _cache_key(source: Source, data: Data, depth: Depth) -> str:
 def _load(file: Path) -> Report | None:
     try:
         stored: dict[str, Any] = json.loads(file.read_bytes())
-        counts: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in stored["counts"].items()
-        }
+        counts = {name: _as_tuples(value) for name, value in stored["counts"].items()}
         return Report(
             samples=stored["samples"],
             unreadable=tuple(Problem(**problem) for problem in stored["unreadable"]),
@@ -388,6 +386,10 @@ def _load(file: Path) -> Report | None:
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: the check is repeated
         return None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _save(report: Report, file: Path) -> None:

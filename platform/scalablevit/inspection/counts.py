@@ -1,6 +1,8 @@
 """Counts over the contents of samples, made by the check of every file."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,10 @@ from scalablevit.data.coco import Annotations
 VALUES = 256
 """Number of values of an 8-bit mask."""
 _NAMED = 5
+_COLORS = 2  # of a mask value: as many as show that it has several
+
+ColoredValue: TypeAlias = tuple[int, str, str]
+"""A mask value, its colour in a palette, and the first mask that has it in this colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Counts:
     """The first of them."""
     pixels: tuple[int, ...] = ()
     """(256,) pixels by mask value; empty: masks were not read."""
+    colors: tuple[ColoredValue, ...] = ()
+    """The first two colours of each mask value in the masks' palettes."""
     loose_boxes: int = 0
     """Objects whose box disagrees with their mask, see `data.boxes.LOOSE_PIXELS`."""
     loose_images: tuple[str, ...] = ()
@@ -55,6 +63,7 @@ class Counts:
             paged=self.paged + other.paged,
             paged_files=(self.paged_files + other.paged_files)[:_NAMED],
             pixels=pixels,
+            colors=_first_colors((*self.colors, *other.colors)),
             loose_boxes=self.loose_boxes + other.loose_boxes,
             loose_images=(self.loose_images + other.loose_images)[:_NAMED],
             flat_masks=self.flat_masks + other.flat_masks,
@@ -76,10 +85,16 @@ class Counter:
     """Images, as in `Counts`."""
     paged: list[str] = field(default_factory=list)
     """Images and masks, as in `Counts`."""
+    colors: tuple[ColoredValue, ...] = ()
+    """As in `Counts`."""
 
-    def add_mask(self, mask: NDArray[np.uint8]) -> None:
-        """Count the pixels of a mask (height, width) by their value."""
+    def add_mask(self, mask: NDArray[np.uint8], palette: Sequence[int] = (), name: str = "") -> None:
+        """Count the pixels of a mask (height, width) by their value, and note the colours of its values."""
         of_mask = np.bincount(mask.ravel(), minlength=VALUES)
+        if palette:
+            values = np.flatnonzero(of_mask).tolist()
+            colored = [(i, str(tuple(palette[3 * i : 3 * i + 3])), name) for i in values]
+            self.colors = _first_colors((*self.colors, *colored))
         self.pixels = of_mask if self.pixels is None else self.pixels + of_mask
 
     def counts(self, annotations: Annotations | None, part: range) -> Counts:
@@ -98,10 +113,20 @@ class Counter:
             paged=len(self.paged),
             paged_files=tuple(self.paged[:_NAMED]),
             pixels=() if self.pixels is None else tuple(self.pixels.tolist()),
+            colors=self.colors,
         )
         if annotations is None or annotations.segmentations is None or not len(part):
             return counts
         return counts + _object_counts(annotations, part)
+
+
+def _first_colors(colored: Iterable[ColoredValue]) -> tuple[ColoredValue, ...]:
+    kept: dict[int, dict[str, str]] = {}
+    for value, color, name in colored:
+        of_value = kept.setdefault(value, {})
+        if len(of_value) < _COLORS:
+            of_value.setdefault(color, name)
+    return tuple((value, color, name) for value, names in kept.items() for color, name in names.items())
 
 
 def _object_counts(annotations: Annotations, part: range) -> Counts:

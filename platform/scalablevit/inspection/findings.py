@@ -88,10 +88,17 @@ def _file_warnings(counts: SplitStatistics) -> Iterator[str]:
             "boxes are; if these were drawn on the stored pixels, remove the orientation from these files, else save "
             "the pixels upright"
         )
-    if counts.boxes and counts.boxes.empty_images > EMPTY_SHARE * counts.samples:
+    if counts.boxes and EMPTY_SHARE * counts.samples < counts.boxes.empty_images < counts.samples:
         yield (
             f"{counts.boxes.empty_images} of {counts.samples} images have no object, so that any detection in them is "
             "wrong: leave images that nobody has labelled out of the file"
+        )
+    if counts.pixels and counts.pixels.recolored:
+        first, masks = next(iter(counts.pixels.recolored.items()))
+        yield (
+            f"{len(counts.pixels.recolored)} mask values have several colours in the masks' palettes, such as {first}: "
+            f"{' and '.join(masks)}; if each mask got a palette of its own, a value means several classes: write them "
+            "again with one palette"
         )
     if counts.paged:
         yield (
@@ -266,6 +273,11 @@ def _check_shared(findings: Findings, statistics: DataStatistics, data: Data) ->
         named = _pairs(shared.contradicting) + and_more(shared.contradictions, len(shared.contradicting))
         findings.warnings.append(
             f"{shared.contradictions} images have the bytes of one of another class: {named}; leave each in one class"
+        )
+    if shared is not None and shared.copies > WARN_SHARE * shared.of:
+        findings.warnings.append(
+            f"{shared.copies} of {shared.of} validation images have the name of a training image before Roboflow's .rf."
+            f" ({_first(shared.copied)}): copies of one picture belong into one split"
         )
     if shared is None or not shared.count:
         return

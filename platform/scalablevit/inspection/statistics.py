@@ -1,7 +1,7 @@
 """Statistics of a data set: counts over each split, and images that the splits share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from scalablevit.inspection.counts import Counts
 
 NAMED = 5
 """Most files of a kind that are listed by name."""
+_COPY = ".rf."  # Roboflow's names: that of the source, this, and a sum of the augmented copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Pixels:
     """By mask value, for values that occur."""
     values: tuple[int, ...] = ()
     """Mask value of each class; empty in files of earlier versions, whose classes are in the order of the values."""
+    recolored: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Mask values of classes that have several colours in the masks' palettes, with two colours and masks."""
 
     @property
     def ignored_share(self) -> float:
@@ -152,6 +155,10 @@ class SharedImages:
     """Images whose bytes are those of an image of another class in the same split."""
     contradicting: tuple[tuple[str, str], ...] = ()
     """The first pairs of them."""
+    copies: int = 0
+    """Validation images whose name before Roboflow's `.rf.` is that of a training image, as of augmented copies."""
+    copied: tuple[str, ...] = ()
+    """The first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +229,7 @@ def split_statistics(source: Source, data: Data, report: Report) -> SplitStatist
         objects_by_class=None
         if annotations is None
         else _by_class(annotations.labels[~annotations.crowd], len(source.classes)),
-        pixels=_pixels(source, data, counts.pixels)
+        pixels=_pixels(source, data, counts)
         if isinstance(data, MaskPairs) and report.complete and not report.wrong
         else None,
         boxes=_boxes(annotations, data, report)
@@ -258,7 +265,18 @@ def shared_images(train: Source, val: Source, deadline: float | None = None) -> 
     pairs = [(int(i), indices[key]) for i in alike if (key := bytes(val_sums[i])) in indices]
     names = tuple((printable(val.names[i]), printable(train.names[k])) for i, k in pairs[:NAMED])
     contradicting = [*_contradictions(train, train_sums), *_contradictions(val, val_sums)]
-    return SharedImages(len(pairs), int(readable.sum()), names, len(contradicting), tuple(contradicting[:NAMED]))
+    pictures = {name.partition(_COPY)[0] for name in _copies(train)}
+    copies = [printable(name) for name in _copies(val) if name.partition(_COPY)[0] in pictures]
+    return SharedImages(
+        len(pairs), int(readable.sum()), names,
+        len(contradicting), tuple(contradicting[:NAMED]), len(copies), tuple(copies[:NAMED]),
+    )  # fmt: skip
+
+
+def _copies(source: Source) -> list[str]:
+    """Return the names that Roboflow has given; a million others are not decoded for that."""
+    found = _COPY.encode() in source.names.block.tobytes()
+    return [name for name in source.names if _COPY in name] if found else []
 
 
 def _contradictions(source: Source, sums: NDArray[np.uint8]) -> list[tuple[str, str]]:
@@ -294,18 +312,24 @@ def _by_class(labels: NDArray[np.integer], classes: int) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 
-def _pixels(source: Source, data: MaskPairs, by_value: tuple[int, ...]) -> Pixels | None:
+def _pixels(source: Source, data: MaskPairs, of_check: Counts) -> Pixels | None:
     """Return pixels by class from those by mask value; None where masks were not read."""
+    by_value = of_check.pixels
     if not by_value:
         return None
     # a model's order of the classes may be another one than that of the mask values
     table = source.table if isinstance(source, MaskPairsSource) else label_table(data, source.classes)
     counts, classes = np.array(by_value), range(len(source.classes))
+    colors: dict[int, tuple[str, ...]] = {}
+    for value, color, name in of_check.colors:
+        if table[value] != IGNORE:
+            colors[value] = (*colors.get(value, ()), f"{color} in {name}")
     return Pixels(
         by_class=tuple(int(counts[table == index].sum()) for index in classes),
         ignored=int(counts[table == IGNORE].sum()),
         by_value={int(i): int(counts[i]) for i in np.flatnonzero(counts)},
         values=tuple(int(np.flatnonzero(table == index)[0]) for index in classes),
+        recolored={value: found for value, found in colors.items() if len(found) > 1},
     )
 
 

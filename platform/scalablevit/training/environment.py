@@ -49,14 +49,19 @@ def use_interface_of(address: str) -> None:
     Args:
         address: this node's address in the cluster. One of loopback changes nothing: the cluster is this machine.
     """
-    if ip_address(address).is_loopback:
-        return
+    name = "" if ip_address(address).is_loopback else interface_of(address)
+    if name:
+        for variable in INTERFACE_VARIABLES:
+            os.environ.setdefault(variable, name)
+
+
+def interface_of(address: str) -> str:
+    """Return the name of this machine's network interface with an IP address; empty: none has it."""
     kinds = (socket.AF_INET, socket.AF_INET6)
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.family in kinds and entry.address.partition("%")[0] == address for entry in entries):
-            for variable in INTERFACE_VARIABLES:
-                os.environ.setdefault(variable, name)
-            return
+            return name
+    return ""
 
 
 def call_in_cpu_worker(
