@@ -155,6 +155,7 @@ def test_what_a_backup_has_is_back_after_all_was_lost(kit: TrackingKit, register
     damaged.write_bytes(content[:-1])
     assert "has changed since the backup" in kit.run("restore", str(backup), code=1)
     damaged.write_bytes(content)
+    (kit.folder / "secrets" / "viewer").write_text("another password")
 
     kit.run("restore", str(backup))
     with user(kit, "viewer"):
