@@ -71,6 +71,7 @@ def record_model(
         description=_card(recipe, resolved, finished, store.local, plots, registry),
         outputs=_outputs(resolved.stage),
         sample=sample_image(),
+        archive=True,
     )
     outbox.end(finished.uid, "FINISHED")
 
