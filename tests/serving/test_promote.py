@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,6 +352,8 @@ def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, 
     stored = Path(client.get_model_version("toy-pretrain", "2").source.removeprefix("file://"))
     for code in stored.rglob("*.py"):
         code.write_text("raise SystemExit('code of a registered model was run')")
+    with zipfile.ZipFile(stored / "code" / "scalablevit.zip", "w") as archive:
+        archive.writestr("scalablevit/__init__.py", "raise SystemExit('code of a registered model was run')")
     candidate(client, "toy-pretrain", 2)
     assert run(registry, "toy-pretrain", *EVEN, "--dry-run") == 0
     images = root / "data" / "classification" / "val"
