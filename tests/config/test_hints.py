@@ -211,5 +211,6 @@ def test_misspelled_keys_are_answered_as_before(recipe: Path) -> None:
     assert "unknown key 'lrr'; did you mean 'lr'?" in said and said.endswith("fix: write optimizer.lr")
     said = refusal(recipe, "training.batchsize=8")
     assert said.endswith("did you mean 'global_batch_size'?\n  fix: write training.global_batch_size"), said
-    assert "fix: known here: name, lr, betas" in refusal(recipe, "optimizer.qqqqq=1")
+    for unlike in ("optimizer.qqqqq=1", "optimizer.warm=3"):  # the most alike is `name`
+        assert "fix: known here: name, lr, betas" in refusal(recipe, unlike)
     assert "no section 'optimiser'; did you mean 'optimizer'?" in refusal(recipe, "optimiser.nmae=1")

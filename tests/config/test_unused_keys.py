@@ -300,6 +300,7 @@ def test_means_and_deviations_of_0_to_255_are_refused_with_those_of_0_to_1(tmp_p
     assert "fix: write [0.5, 0.5, 0.5]" in refusal(path, "data.mean=[127.5, 127.5, 127.5]")
     load_recipe(path, ["data.mean=[0, 0, 0]", "data.std=[1, 1, 1]"])
     load_recipe(path, ["data.mean=[1, 1, 1]"])
+    assert "fix: give it for pixels of 0..1" in refusal(path, f"data.mean=[{10**400}, 0, 0]")
     assert "greater than 0" in refusal(path, "data.std=[0, a, 1]") and "255" not in refusal(path, "data.mean=abc")
 
 
@@ -313,7 +314,7 @@ def test_what_was_stored_with_such_means_is_still_read(tmp_path: Path) -> None:
 
 def test_a_search_over_means_of_0_to_255_is_refused(tmp_path: Path) -> None:
     said = space_refusal(space(tmp_path, "classification", {}, "data.mean: {choice: [[0.5, 0.5, 0.5], [127.5, 0, 0]]}"))
-    assert "data.mean: the recipe refuses [127.5, 0, 0]: is in 0..255" in said and "write [0.5, 0, 0]" in said
+    assert "data.mean: the recipe refuses [127.5, 0, 0]: is above 1" in said and "write [0.5, 0, 0]" in said
 
 
 # --- search spaces ---

@@ -487,6 +487,12 @@ def test_tables_are_no_lists_of_class_names(tmp_path: Path, text: str) -> None:
     assert "classes.txt: it begins with" in message and "is no plain list of names" in message
 
 
+def test_a_table_without_lines_names_no_classes(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "set")
+    (tmp_path / "set/classes.txt").write_text("Idx\tRatio\tName\n")
+    assert "class names are missing" in refused(pairs(), tmp_path)
+
+
 @pytest.mark.parametrize("text", ["0: sky\n1: road\n", "1,sky\n2,road\n", "1 euro\n5 euro\n", "c#\n2: x\n3\n"])
 def test_numbers_of_the_lines_and_names_with_numbers_are_read(tmp_path: Path, text: str) -> None:
     write_pairs(tmp_path / "set")

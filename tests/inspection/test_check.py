@@ -171,7 +171,9 @@ def test_files_of_several_pages_or_frames_are_counted(base: Path, depth: Depth) 
         (base / f"train/i/{number}.jpg").unlink()
         pages[0].save(base / f"train/i/{number}.{suffix}", save_all=True, append_images=pages[1:])
     (base / "train/i/5.jpg").unlink()
-    pages[0].save(base / "train/i/5.tif")
+    small = Image.new("RGB", (10, 5))
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # of reduced resolution, as in cloud-optimized GeoTIFFs
+    pages[0].save(base / "train/i/5.tif", save_all=True, append_images=[small])
     masks = [Image.new("L", (20, 10), number) for number in range(2)]
     (base / "train/m/4.png").unlink()
     masks[0].save(base / "train/m/4.tif", save_all=True, append_images=masks[1:])

@@ -267,20 +267,6 @@ def test_images_that_exif_turns_within_their_size_get_a_warning_with_the_way_out
     assert "remove the orientation from these files" in warning
 
 
-@pytest.mark.parametrize(
-    ("fields", "warns"),
-    [({"mean": (123.675, 116.28, 103.53)}, True), ({"std": (58.395, 57.12, 57.375)}, True),
-     ({"mean": (0.0, 0.0, 1.0), "std": (1.0, 1.0, 1.0)}, False)],
-)  # fmt: skip
-def test_mean_and_std_of_0_to_255_get_a_warning(fields: dict[str, Any], warns: bool) -> None:
-    some = split(samples_by_class=(9, 9))
-    warnings = found(folders(), some, some, **fields).warnings
-    assert [text.split(":")[0] for text in warnings] == [
-        f"data.{name} [{value[0]:g}, {value[1]:g}, {value[2]:g}] is above 1, and pixels are scaled to 0..1 before"
-        for name, value in fields.items() if warns
-    ]  # fmt: skip
-
-
 def test_class_names_that_differ_in_case_alone_get_a_warning() -> None:
     some = split(samples_by_class=(9, 9, 9, 9))
     statistics = DataStatistics(("Cat", "dog", "cat ", "bird"), "images", some, some, None, ())

@@ -132,7 +132,9 @@ def test_a_section_that_gives_a_key_of_ours_another_type_is_refused(place, base,
 
 def test_a_section_may_have_other_defaults_and_bounds(place):
     field = "image_size: Annotated[int, Field(ge=8, le=64)] = 32\n    antialias: Literal[True] = True"
+    field += "\n    train: Folder\n    shapes: Shapes = Shapes(train_images=8, val_images=8, image_size=64)"
     head = "from typing import Annotated\nfrom pydantic import Field\n"
+    head += "from scalablevit.config.data import Shapes, Split\nclass Folder(Split):\n    licence: str = ''\n"
     write_package(place, "mine", init=head + SOURCE.replace('owner: str = "me"', field))
     override = ["imports=[mine]", "stages.pretrain.data.source=photos"]
     assert load_and_import(RECIPE, override).stages["pretrain"].data.antialias

@@ -172,9 +172,9 @@ def did_you_mean(key: str, names: Iterable[str]) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
-def _most_like(key: str, names: Iterable[str]) -> str:
-    """Return the name that is most like the key; empty when none is like it."""
-    return next(iter(difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)), "")
+def _most_like(key: str, names: Iterable[str], likeness: float = 0.5) -> str:
+    """Return the name that is most like the key; empty when none is as like it, of 1."""
+    return next(iter(difflib.get_close_matches(key, list(names), n=1, cutoff=likeness)), "")
 
 
 def short_repr(value: Any) -> str:
@@ -248,8 +248,13 @@ def _explain(
             _, hint = stage_with_hint(key_path, _stages_at(schema, key_path, current))
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
+<<<<<<< HEAD
             key, names = short_repr(key_path[-1]), _siblings(schema, first["loc"])
             if near := _most_like(str(key_path[-1]), names):
+=======
+            names = _siblings(schema, first["loc"])
+            if near := _most_like(str(key_path[-1]), names, 0.65):  # below it, another key is often meant
+>>>>>>> r1
                 section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
                 fix = f"write {'.'.join(map(str, (*section, near)))}"
                 return UserError(f"unknown key {key}; did you mean {near!r}?", where=where, fix=fix)

@@ -1,6 +1,7 @@
 """Kinds of task and source that users' own code adds to the recipe's schema."""
 
 import re
+import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -170,9 +171,20 @@ def _check_fields(section: type[Section], key: str, bases: Sequence[type[Section
             raise UserError(what, where=where, fix=fix)
         for name, ours in base.model_fields.items():
             given = section.model_fields[name].annotation
-            if name != key and given != ours.annotation and typing.get_origin(given) is not typing.Literal:
+            if name != key and not _narrows(given, ours.annotation):
                 what = f"{section.__name__} redeclares {name} ({given} in place of {ours.annotation})"
                 raise UserError(what.replace("<class '", "").replace("'>", ""), where=where, fix=fix)
+
+
+def _narrows(given: Any, ours: Any) -> bool:
+    """Return whether all values of a type can stand for those of another: parts of a union, or subclasses."""
+    if given == ours or typing.get_origin(given) is typing.Literal:
+        return True
+    if isinstance(given, types.UnionType):
+        return all(_narrows(part, ours) for part in typing.get_args(given))
+    allowed = typing.get_args(ours) if isinstance(ours, types.UnionType) else (ours,)
+    return given in allowed or any(isinstance(one, type) and isinstance(given, type) and issubclass(given, one)
+                                   for one in allowed)  # fmt: skip
 
 
 def _add(key: str, section: type[Section], where: str) -> None:

@@ -55,8 +55,10 @@ def wrong_unit(values: Any) -> tuple[str, str] | None:
     numbers = values if isinstance(values, list | tuple) else ()
     if not all(isinstance(number, int | float) for number in numbers) or max(numbers, default=0) <= 1:
         return None
-    scaled = ", ".join(f"{number / 255:.3g}" for number in numbers)
-    return f"is in 0..255, and images are scaled to 0..1 first, got {short_repr(values)}", f"write [{scaled}]"
+    fix = "give it for pixels of 0..1"
+    if max(numbers) <= 255:
+        fix = f"write [{', '.join(f'{number / 255:.3g}' for number in numbers)}]"
+    return f"is above 1, and images are scaled to 0..1 first, got {short_repr(values)}", fix
 
 
 def explain(key: str, stage: YamlMapping) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 from scalablevit.config.data import IMAGENET_MEAN
 from scalablevit.config.section import Triple
@@ -51,6 +52,7 @@ DEEPEST = 65535
 """Largest value of 16 bits; 16-bit and 32-bit images are scaled by it to 8 bits."""
 Image.init()  # `Image.open(formats=...)` knows only the commonest formats without it
 _EXIF_ORIENTATION = 0x0112
+_NEW_SUBFILE_TYPE = 0x00FE
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LOW = 4096  # values below it fit into 12 bits, the depth of cameras and scanners
@@ -430,9 +432,17 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _is_paged(image: Image.Image) -> bool:
-    """Return whether pages or frames follow the first one; a JPEG's further pictures (MPO) are previews."""
+    """Return whether pages or frames follow the first one; a JPEG's further pictures (MPO) are previews.
+
+    As those of a TIFF may be: its second page then is of reduced resolution, or a mask of the first one.
+    """
     try:
-        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        if image.format == "MPO" or not getattr(image, "is_animated", False):
+            return False
+        if isinstance(image, TiffImageFile):
+            image.seek(1)
+            return not int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & 0b101
+        return True
     except Exception:  # the first one can be read, whatever follows it
         return False
 

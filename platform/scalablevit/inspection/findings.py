@@ -56,7 +56,6 @@ def find_problems(statistics: DataStatistics, data: Data) -> Findings:
             _check_classes(findings, split, statistics, data)
         findings.warnings += [f"{split}: {warning}" for warning in _file_warnings(counts)]
     _check_shared(findings, statistics, data)
-    findings.warnings += _normalization_warnings(data)
     findings.warnings += _name_warnings(statistics.classes)
     if statistics.unit == "images":
         findings.warnings += _imbalance(statistics)
@@ -314,16 +313,6 @@ def _same_images(data: Data) -> bool:
     train, val = data.train, data.val
     same = Path(train.images) == Path(val.images)
     return same and (not isinstance(data, CocoInstances) or train.annotations == val.annotations)
-
-
-def _normalization_warnings(data: Data) -> Iterator[str]:
-    """Warn of a mean or deviation of pixels of 0..255, as other libraries have them."""
-    for name, values in (("mean", data.mean), ("std", data.std)):
-        if max(values) > 1:
-            yield (
-                f"data.{name} [{', '.join(f'{value:g}' for value in values)}] is above 1, and pixels are scaled to 0..1"
-                " before: divide it by 255"
-            )
 
 
 def _name_warnings(classes: tuple[str, ...]) -> Iterator[str]:

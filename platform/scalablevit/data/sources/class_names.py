@@ -60,7 +60,8 @@ def class_names(classes: str | list[str], base: Path) -> tuple[str, ...]:
             raise UserError(f"line {names.index('') + 1} is empty", where=str(file), fix="line i names class i - 1")
         if names and names[0].startswith("Idx\t"):
             names = [line.rpartition("\t")[2] for line in names[1:]]
-        _refuse_tables(names, file)
+        if names:
+            _refuse_tables(names, file)
     if not names or "" in names:
         raise UserError("class names are missing", where="data.classes", fix="give one name for each class")
     if len(set(names)) < len(names):
@@ -80,7 +81,7 @@ def _refuse_tables(lines: list[str], file: Path) -> None:
     Raises:
         UserError: with the line that is no name.
     """
-    heading = lines[0][:1] in ("#", "{", "[") or lines[0].endswith(":") if lines else False
+    heading = lines[0][:1] in ("#", "{", "[") or lines[0].endswith(":")
     numbered = [re.match(r"(\d+)[\"']?\s*[:,;=\t]", line) for line in lines]
     shifts = {int(match[1]) - index for index, match in enumerate(numbered) if match}
     wrong = shifts not in ({0}, {1}) if all(numbered) else len(lines) > 2 and all(numbered[1:])
