@@ -248,17 +248,13 @@ def _explain(
             _, hint = stage_with_hint(key_path, _stages_at(schema, key_path, current))
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
-<<<<<<< HEAD
             key, names = short_repr(key_path[-1]), _siblings(schema, first["loc"])
-            if near := _most_like(str(key_path[-1]), names):
-=======
-            names = _siblings(schema, first["loc"])
             if near := _most_like(str(key_path[-1]), names, 0.65):  # below it, another key is often meant
->>>>>>> r1
                 section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
                 fix = f"write {'.'.join(map(str, (*section, near)))}"
                 return UserError(f"unknown key {key}; did you mean {near!r}?", where=where, fix=fix)
-            return UserError(f"unknown key {key}", where=where, fix=f"known here: {', '.join(names)}")
+            hint = did_you_mean(str(key_path[-1]), names)
+            return UserError(f"unknown key {key}{hint}", where=where, fix=f"known here: {', '.join(names)}")
         case "missing":
             types = _types_at(schema, first["loc"])
             literals = [typing.get_args(each) for each in types if typing.get_origin(each) is typing.Literal]
