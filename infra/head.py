@@ -49,6 +49,13 @@ SHOWN_END = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 """States of a job that Ray will not change, with the exit code of `job.py` once it has printed that state, or an error.
 """
 
+CONTINUES = {
+    1: "When the cause is fixed, the same command continues what was begun.",
+    124: "Once the job has ended, the same command continues the run.",
+    130: "Once the job has ended, the same command continues the run.",
+}
+"""What `submit` prints at its end, by its exit code; after a success there is nothing to continue."""
+
 
 class HeadError(Exception):
     """The head cannot be started, stopped or used; the message is for the user."""
@@ -416,8 +423,7 @@ def submit(root: Path, entrypoint: Sequence[str], follow_s: float) -> int:
             code = follow(root, head, job, process, signals, time.monotonic() + follow_s)
         finally:
             end_group(process)
-    print("The Ray head stays up for further jobs; 'make head-stop' stops it.", end=" ")
-    print("Once the job has ended, the same command continues the run.")
+    print("The Ray head stays up for further jobs; 'make head-stop' stops it.", CONTINUES.get(code, ""), flush=True)
     return code
 
 

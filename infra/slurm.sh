@@ -38,7 +38,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
 job="slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 # folder and ports are the job's own, since others may be on the same nodes; a socket's path has at most 107 bytes
-temp="/tmp/sv-$SLURM_JOB_ID"
+temp="/tmp/sv-${job#slurm-}" # another one when Slurm queues the job again: a lost node leaves its own
 port=$((20000 + SLURM_JOB_ID % 1000 * 10))
 
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_TOKEN_PATH
@@ -125,7 +125,7 @@ wait_for() { # what did not happen, command...; until it succeeds, Ray has ended
 
 all_there() {
     local found
-    found=$(ray list nodes --address "$dashboard" --filter state=ALIVE --format json | grep -o '"node_id"' | wc -l)
+    found=$(ray list nodes --address "$dashboard" --filter state=ALIVE --limit ${#nodes[@]} --format json | grep -o '"node_id"' | wc -l)
     [ "$found" -eq ${#nodes[@]} ]
 }
 

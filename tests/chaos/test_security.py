@@ -283,11 +283,12 @@ ARCHIVES = {
     ("platform/scalablevit/data/packing.py", "tarfile"),
     ("platform/scalablevit/models/torch_archive.py", "zipfile"),
     ("platform/scalablevit/data/sources/listing.py", "zipfile"),
+    ("platform/scalablevit/tracking/registry.py", "zipfile"),
 }
 """Modules that may use these: one writes shards; one compares the sizes that an archive declares, before torch.load of
 weights only; one packs what a source found in its folders, and reads it again into memory, by the names of entries and
-up to a size, after its SHA-256 was compared (tests/data/test_listing.py). None takes an archive apart into files, which
-the calls below would show."""
+up to a size, after its SHA-256 was compared (tests/data/test_listing.py); one packs our code
+for the registry. None takes an archive apart into files, which the calls below would show."""
 FORBIDDEN_CALLS = {
     "eval",
     "exec",

@@ -22,15 +22,14 @@ def test_this_machine_alone(
     assert "not looked at: other nodes, " in shown and "RAY_ADDRESS is not set" in shown
     assert "not looked at: the upload of a job" in shown and "0 of 7 would stop a training" in shown
     (tmp_path / "file").touch()
-    monkeypatch.setenv("RAY_ADDRESS", "nobody:6379")
-    wrong = ["--storage", str(tmp_path / "file"), "--uri", "ftp://host", "--address", "none", "--json"]
+    wrong = ["--storage", str(tmp_path / "file"), "--uri", "ftp://host", "--json"]
     assert main("doctor", [*given, *wrong]) == 2
     document = json.loads(capsys.readouterr().out)
     assert (document.pop("schema"), document.pop("version")) == (Diagnosis.schema_name, 1)
     found = Diagnosis.model_validate(document)
     assert [each.what for each in found.findings if each.level == "stops"] == ["tracking", "storage"]
     assert all(each.problem and each.fix for each in found.findings if each.level != "good")
-    assert "--address none" in found.not_checked[0]
+    assert "RAY_ADDRESS is not set" in found.not_checked[0]
 
 
 def test_a_cluster_that_does_not_answer(

@@ -19,6 +19,10 @@ def test_a_new_recipe_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert recipe.name == ("my-fine-tune" if template == "fine_tune" else "my") and len(recipe.stages) == 1
     said = capsys.readouterr().out
     assert f"--recipe '{file}' --dry-run" in said
+    assert ("model.init (null: random weights)" in said) == (
+        "models:/" in (next(iter(recipe.stages.values())).model.init or "")
+    )
+    assert "make full ARGS='--recipe '" in said
     (stage,) = recipe.stages
     assert f"registered as {recipe.name}-{stage}\n" in file.read_text()
     assert f"{stage}.py --recipe" in said

@@ -253,7 +253,11 @@ def test_an_empty_stage_has_the_sections_at_the_top(write: Any) -> None:
             "  kind: clasification",
             ["r.yaml:10", "task.kind", "'clasification'"],
         ),
-        ("  kind: classification", "  label_smoothing: 0.1", ["r.yaml:9", "task.kind", "is missing"]),
+        (
+            "  kind: classification",
+            "  label_smoothing: 0.1",
+            ["r.yaml:9", "task.kind", "is missing", "classification or segmentation"],
+        ),
         ("  kind: classification", "  kind: classification\n  x: 1", ["r.yaml:11", "task.x", "label_smoothing"]),
         (
             "optimizer:",
@@ -290,7 +294,7 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: s
         ("source: coco", "source: coco\n  instance_masks: false", ["data.instance_masks must be true", "mask_rcnn"]),
         ("kind: detection", "kind: detecting", ["r.yaml:8", "'segmentation', 'detection'"]),
         ("head: mask_rcnn", "head: maskrcnn", ["r.yaml:8", "task.head", "'retinanet' or 'mask_rcnn'", "'maskrcnn'"]),
-        (", head: mask_rcnn", "", ["r.yaml:8", "task.head", "is missing"]),
+        (", head: mask_rcnn", "", ["r.yaml:8", "task.head", "is missing", "add it: retinanet or mask_rcnn"]),
         ("head: mask_rcnn", "head: mask_rcnn, anchors: 8", ["r.yaml:8", "unknown key 'anchors'", "anchor_size"]),
         (
             "{kind: detection, head: mask_rcnn}",

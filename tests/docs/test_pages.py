@@ -366,7 +366,9 @@ def parse_click(command: click.Command, words: list[str]) -> None:
 
 
 def check_docker(arguments: list[str], place: Place) -> None:
-    assert f"docker {' '.join(arguments)}\n" in (REPOSITORY / "infra" / "Dockerfile").read_text()
+    """The files for containers begin with these commands."""
+    files = (REPOSITORY / "infra" / name for name in ("Dockerfile", "mlflow/compose.yaml"))
+    assert any(f"#   docker {' '.join(arguments)}\n" in file.read_text() for file in files)
 
 
 def check_kubectl(arguments: list[str], place: Place) -> None:

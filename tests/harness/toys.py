@@ -79,7 +79,7 @@ def register(root: Path, run: str, model: str) -> None:
     uid = hashlib.md5(f"{run}{model}".encode(), usedforsecurity=False).hexdigest()
     outbox.run(uid, run, experiment="toys")
     outbox.model(uid, name=model, folder=folder / "model", package=PACKAGE, serving=SERVING,
-                requirements=pin_requirements(["mlflow", "torch"]), tags={})  # fmt: skip
+                requirements=pin_requirements(["mlflow", "torch"]), tags={}, archive=True)  # fmt: skip
     outbox.end(uid, "FINISHED")
     outbox.close()
     left = OutboxSync(folder / "outbox", tracking_uri(None, root)).send_left()

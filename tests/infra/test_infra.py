@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness.pages import PAGES
 from ray._private.runtime_env import packaging
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,11 +20,11 @@ LOCK = (INFRA / "requirements.lock").read_text(encoding="utf-8")
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
-def make(*arguments: str, folder: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def make(*arguments: str, folder: Path = REPOSITORY, **given: str) -> subprocess.CompletedProcess[str]:
     # without the outer make's flags, when the tests are run by `make test`
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "UV_")) and key != "MFLAGS"}
     return subprocess.run(
-        ["make", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+        ["make", *arguments], cwd=folder, env=env | given, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -181,6 +182,21 @@ def test_an_unfit_python_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "error: false is missing or older than 3.11" in done.stdout
     assert not (tmp_path / "venv").exists()
+
+
+def test_the_machines_certificates_are_trusted_unless_the_user_says_otherwise() -> None:
+    """uv alone would trust its own list only, and fail behind a proxy where pip works."""
+    show = ("--eval=show: ; @echo $$UV_SYSTEM_CERTS", "show")
+    assert make(*show, "CERTIFICATES=/some/bundle.crt").stdout == "true\n"
+    assert make(*show, "CERTIFICATES=").stdout == "false\n"
+    assert make(*show, "CERTIFICATES=/some/bundle.crt", UV_SYSTEM_CERTS="0").stdout == "0\n"
+
+
+def test_what_the_pages_write_into_the_repository_is_ignored_and_so_not_uploaded() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    folders = set(re.findall(r"--out (\w+/)", text))
+    assert {"predictions/", "exported/"} <= folders
+    assert {f"/{folder}" for folder in folders} <= set((REPOSITORY / ".gitignore").read_text().splitlines())
 
 
 def test_ci_calls_what_make_has() -> None:

@@ -17,7 +17,7 @@ TEXT = SCRIPT.read_text(encoding="utf-8")
 head_script = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "infra" / "head.py")))
 COMMAND = ["python", "pipelines/full.py", "--recipe", "my.yaml"]
 JOB = 4321
-TEMP = Path(f"/tmp/sv-{JOB}")  # noqa: S108 (the script's own)
+TEMP = Path(f"/tmp/sv-{JOB}-0")  # noqa: S108 (the script's own)
 TOOLS = {
     # each notes its call in one line; `log` is in the folder that TRACE names
     "scontrol": 'echo "scontrol $*" >> "$TRACE/log"; printf "%s\\n" ${SLURM_JOB_NODELIST//,/ }',
@@ -62,10 +62,11 @@ def trace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begin(trace: Path, *command: str, nodes: str = "n1,n2,n3") -> "subprocess.Popen[str]":
+def begin(trace: Path, *command: str, nodes: str = "n1,n2,n3", **more: str) -> "subprocess.Popen[str]":
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "RAY"))}
     env |= {"PATH": f"{trace}:{env['PATH']}", "TRACE": str(trace), "SLURM_JOB_ID": str(JOB),
-            "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_NODELIST": nodes, "SLURM_CPUS_ON_NODE": "8"}  # fmt: skip
+            "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_NODELIST": nodes, "SLURM_CPUS_ON_NODE": "8",
+            **more}  # fmt: skip
     copy = trace / "slurm_script"  # as Slurm runs it
     copy.write_text(TEXT)
     return subprocess.Popen(
@@ -155,6 +156,23 @@ def test_sigterm_before_the_job_ends_what_has_started(trace: Path) -> None:
     end(process)
     assert process.returncode == 130
     assert ray_ended(trace) and not TEMP.exists() and not (trace / "submitted").exists()
+
+
+def test_a_job_that_slurm_queues_again_is_not_stopped_by_what_the_lost_one_left(trace: Path) -> None:
+    (trace / "done").touch()
+    TEMP.mkdir()
+    try:
+        process = begin(trace, *COMMAND, nodes="n1", SLURM_RESTART_COUNT="1")
+        assert (end(process), process.returncode) == ("", 0)
+    finally:
+        TEMP.rmdir()
+
+
+def test_all_nodes_of_a_large_allocation_are_counted(trace: Path) -> None:
+    """Ray lists 100 unless told otherwise."""
+    (trace / "done").touch()
+    end(begin(trace, *COMMAND))
+    assert any(re.search(r"^ray list nodes .*--limit 3( |$)", line) for line in calls(trace))
 
 
 def test_a_failed_job_is_one_for_slurm(trace: Path) -> None:

@@ -177,6 +177,19 @@ def test_a_head_that_is_gone_is_said_in_one_line(tmp_path: Path, capfd: Any, mon
     said = capfd.readouterr()
     assert said.err.startswith("error: job raysubmit_") and said.err.count("\n") == 1, said.err
     assert "http://127.0.0.1:9" in said.err and said.out.startswith("The Ray head stays up")
+    assert "When the cause is fixed" in said.out
+
+
+@pytest.mark.parametrize(("code", "last"), [(0, "stops it."), (124, "continues the run."), (130, "continues the run.")])
+def test_only_what_has_not_ended_well_can_be_continued(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, code: int, last: str
+) -> None:
+    (tmp_path / "ray_token").write_text("0" * 64)
+    head = head_script.Head("1", 1, "http://127.0.0.1:9", "127.0.0.1:8", str(tmp_path / "ray_token"), "", "")
+    monkeypatch.setitem(head_script.submit.__globals__, "answering_head", lambda _: head)
+    monkeypatch.setitem(head_script.submit.__globals__, "follow", lambda *_: code)
+    assert head_script.submit(tmp_path, ["true"], 60.0) == code
+    assert capfd.readouterr().out.strip().endswith(last)
 
 
 # --- the real thing ---

@@ -228,7 +228,7 @@ def test_shared_images_are_refused_above_the_limit_and_named_below() -> None:
 def test_equal_images_of_several_classes_get_a_warning() -> None:
     some, shared = split(samples_by_class=(9, 9)), SharedImages(0, 100, (), 3, (("cat/a.jpg", "dog/b.jpg"),))
     warning = the_warning(found(folders(), some, some, shared=shared))
-    assert warning.startswith("3 images have the bytes of an image of another class: cat/a.jpg = dog/b.jpg and 2 more;")
+    assert warning.startswith("3 images have the bytes of one of another class: cat/a.jpg = dog/b.jpg and 2 more;")
 
 
 def test_augmented_copies_of_training_images_get_a_warning() -> None:

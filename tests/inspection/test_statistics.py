@@ -292,6 +292,12 @@ def test_absent_classes_are_those_of_known_counts() -> None:
     assert made((1,), ("a",), train=unread).absent("train") == ()
 
 
+def test_a_fact_of_one_split_is_zero_in_the_other(tmp_path: Path) -> None:
+    clipped, whole = coco(tmp_path / "a", [[190, 90, 20, 20]]), coco(tmp_path / "b", [[1, 1, 20, 20]])
+    statistics = DataStatistics(("a", "b"), "objects", counted(clipped), counted(whole, "val"), None, ())
+    assert ("boxes clipped", "1", "0") in statistics_rows(statistics)
+
+
 def test_a_long_list_of_classes_is_cut_and_its_rest_added_up() -> None:
     names = tuple(f"c{number:02d}" for number in range(20))
     rows = statistics_rows(made(tuple(range(20)), names), 12)

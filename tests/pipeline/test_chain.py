@@ -32,8 +32,8 @@ from scalablevit.training.worker_result import TrainSummary
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 RESULT = StageResult(
     name="pretrain", run_name="run", uid="0" * 32, folder="/runs/run", metric="val/top1", value=0.5, step=300,
-    metrics={}, classes=(), images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="", weights_sha256="",
-    registered_as="tiny-pretrain", lineage={}, last_value=0.25, last_step=400,
+    metrics={}, classes=("a", "b", "c"), images_per_s=1.0, minutes=1.0, reason="finished", checkpoint="",
+    weights_sha256="", registered_as="tiny-pretrain", lineage={}, last_value=0.25, last_step=400,
 )  # fmt: skip
 SUMMARY = TrainSummary(
     step=400, best_value=0.5, best_step=300, best_metrics={}, last_metrics={}, seconds=100.0,
@@ -265,6 +265,13 @@ def test_the_next_commands_are_complete_and_understood(tmp_path, monkeypatch):
     assert verbs["predict"].model == verbs["evaluate"].model == "models:/tiny-pretrain/3"
     assert verbs["promote"].name == "tiny-pretrain" and list(verbs) == ["predict", "evaluate", "promote", "runs"]
     assert verbs["predict"].overrides == verbs["promote"].overrides == ["tracking.uri=http://tracking.example"]
+
+
+def test_a_model_that_has_learned_nothing_is_not_offered_for_promotion(tmp_path):
+    chance = replace(RESULT, version="3", value=1 / 3)
+    shown = chain.format_results([chance], tmp_path, "sqlite:////m.db")
+    assert "pretrain: top1 0.3333 is no better than chance" in shown and "promote" not in shown
+    assert "promote" in chain.format_results([replace(chance, value=0.34)], tmp_path, "sqlite:////m.db")
 
 
 def test_no_next_command_is_of_another_run_s_version(tmp_path):

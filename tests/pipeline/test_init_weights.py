@@ -46,6 +46,13 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, stage: str)
     assert "model.init (weights.safetensors" in caught.value.where
 
 
+def test_a_model_that_was_never_registered_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    chosen = load_recipe(TINY, ["stages.detect.model.init=models:/my-pretrain@champion"]).stages["detect"]
+    with pytest.raises(UserError, match="my-pretrain") as caught:
+        find_init_weights(chosen, tmp_path)
+    assert caught.value.where.startswith("model.init") and "model.init: null (random weights)" in caught.value.fix
+
+
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
     tensors = build_classifier(load_recipe(TINY).stages["pretrain"].model.name, 3).state_dict()
     name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.ndim == 4)

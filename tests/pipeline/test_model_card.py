@@ -68,6 +68,12 @@ def test_it_says_what_the_model_is_and_how_good(pretrain: ResolvedStage, root: P
     assert "low95" not in card and "samples" not in card
 
 
+def test_it_says_that_a_model_has_learned_nothing(pretrain: ResolvedStage, root: Path) -> None:
+    useless = replace(result_of(pretrain), value=1 / 6)
+    card = model_card("tiny", pretrain, useless, root, [CURVES], Registry(root, f"sqlite:///{root}/mlflow.db"))
+    assert "- top1 0.1667 is no better than chance" in card and "chance" not in card_of(pretrain, root)
+
+
 def test_it_says_what_is_wrong_with_the_data(pretrain: ResolvedStage, root: Path) -> None:
     known = pretrain.statistics
     assert known is not None

@@ -2,7 +2,9 @@
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from harness.toys import stage_of
@@ -29,6 +31,7 @@ from scalablevit.training.ray_internals import Node
 
 NODE = Node("a", {"CPU": 2.0, "GPU": 1.0}, "10.0.0.1")
 OTHER = Node("b", {"CPU": 2.0, "GPU": 1.0}, "10.0.0.2")
+A, B = "a" * 56, "b" * 56  # as Ray's ids are
 GOOD = NodeFacts(
     versions={"python": "3.11.7", **dict.fromkeys(node_checks.PACKAGES, "2.0")}, gpus=1, shared_free=8 * 2**30,
     disk=("/disk", 50 * 2**30, 100 * 2**30), interface="eth0", unreached="",
@@ -53,13 +56,24 @@ def test_gpus_that_ray_does_not_give_out() -> None:
     assert finding.level == "warning" and "4 GPUs, of which Ray gives out 1" in finding.problem.what
 
 
+def test_gpus_that_slurm_or_a_person_chose_are_all_there_are(monkeypatch, tmp_path) -> None:
+    for gpu in ("0", "1"):
+        (tmp_path / gpu).mkdir()
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert collect([""]).gpus == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert collect([""]).gpus == 0
+
+
 def test_shared_memory_of_loader_processes() -> None:
     stage = stage_of("pretrain", "cluster.loader_workers=4", "cluster.workers=2")
     needed = 4 * 2 * (stage.training.global_batch_size // 2) * stage.data.image_size**2 * 3
     assert shared_bytes(stage) == needed and shared_bytes(stage_of("pretrain")) == 0
     assert find_shared_memory(NODE, GOOD, needed).level == "good"
     docker = replace(GOOD, shared_free=64 * 2**20)
-    assert find_shared_memory(NODE, docker, 0).level == "warning"
+    assert find_shared_memory(NODE, docker, None).level == "warning", "no stage is known: doctor"
+    assert find_shared_memory(NODE, docker, 0).level == "good", "a job without loader processes needs none"
     finding = find_shared_memory(NODE, docker, 65 * 2**20)
     assert finding.level == "stops"
     assert "has 64.0 MiB free; the loader processes of a worker take up to 65.0 MiB" in finding.problem.what
@@ -78,8 +92,8 @@ def test_an_address_that_no_interface_has() -> None:
 def test_a_firewall_between_nodes() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"127.0.0.1:{server.getsockname()[1]}"
-        assert find_ports(NODE, collect([place])).level == "good"
-    finding = find_ports(NODE, collect([place]))
+        assert find_ports(NODE, collect([place]), stops=True).level == "good"
+    finding = find_ports(NODE, collect([place]), stops=True)
     assert finding.level == "stops" and "Connection refused" in finding.problem.what
 
 
@@ -108,29 +122,97 @@ def test_a_cluster_without_a_token_and_an_upload_with_data() -> None:
     assert [find_upload("/here", size, 100).level for size in (50, 51, 201)] == ["good", "warning", "stops"]
 
 
-def test_a_training_is_refused_for_what_doctor_finds(monkeypatch, tmp_path, capsys) -> None:
-    """On two machines with a firewall between them, which matters only where workers connect to one another."""
+@pytest.fixture
+def facts(monkeypatch) -> dict[str, NodeFacts]:
+    """What two machines answer; the driver is on the first one."""
     import ray
 
     here = replace(GOOD, versions=versions())
-    facts = {"a": replace(here, gpus=4), "b": replace(here, unreached="Connection refused")}
+    answers = {"a": here, "b": here}
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     monkeypatch.setattr(
         cluster, "_ask_nodes",
-        lambda ids, question, items, what: {each: question(items) for each in ids} if items == [] else facts,
+        lambda ids, question, items, what: {each: question(items) for each in answers} if items == [] else answers,
     )  # fmt: skip
+    return answers
+
+
+def check(nodes: list[Node], *overrides: str) -> None:
+    """A training's check, by overrides of a toy stage's recipe; a worker takes a CPU."""
+    stage = stage_of("pretrain", "cluster.storage=s3://none", *overrides)
+    cluster._check_nodes([SimpleNamespace(stage=stage)], Path("/"), nodes)
+
+
+def test_a_training_is_refused_for_what_doctor_finds(facts, capsys) -> None:
+    """On two machines with a firewall between them, which matters only where workers connect to one another."""
+    facts["a"] = replace(facts["a"], gpus=4)
+    facts["b"] = replace(facts["b"], unreached="Connection refused")
     (finding,) = [each for each in cluster.find_on_nodes([NODE, OTHER], []) if each.level == "stops"]
     assert (finding.what, finding.where) == ("ports", "10.0.0.2")
-    resolved = [SimpleNamespace(stage=stage_of("pretrain", f"cluster.workers={workers}")) for workers in (1, 2)]
-    cluster._check_nodes(resolved[:1], tmp_path, [NODE, OTHER])
+    check([NODE, OTHER], "cluster.workers=1")
     assert "warning: node 10.0.0.1: NVIDIA's driver names 4 GPUs" in capsys.readouterr().out
     with pytest.raises(UserError) as caught:
-        cluster._check_nodes(resolved, tmp_path, [NODE, OTHER])
+        check([NODE, OTHER], "cluster.workers=3")
     assert caught.value is not finding.problem and str(caught.value) == str(finding.problem)
-    cluster._check_nodes(resolved, tmp_path, [NODE, replace(OTHER, address=NODE.address)])
-    cluster._check_nodes(resolved, tmp_path, [NODE, replace(OTHER, resources={})])  # such as a head without CPUs
-    facts["b"] = replace(here, shared_free=2**20)
-    loading = [SimpleNamespace(stage=stage_of("pretrain", "cluster.loader_workers=64"))]
+    check([NODE, OTHER], "cluster.workers=2")  # all on one machine: a firewall that lets Ray's own ports through
+    check([NODE, replace(OTHER, address=NODE.address)], "cluster.workers=3")
+    facts["b"] = replace(facts["b"], unreached="", shared_free=2**20)
     with pytest.raises(UserError, match=r"node 10\.0\.0\.2: /dev/shm has 1\.0 MiB free"):
-        cluster._check_nodes(loading, tmp_path, [NODE, OTHER])
-    cluster._check_nodes(loading, tmp_path, [NODE, replace(OTHER, resources={})])
+        check([NODE, OTHER], "cluster.loader_workers=64")
+
+
+def test_a_node_on_which_no_worker_has_room_is_not_looked_at(facts, capsys) -> None:
+    """Such as a head without CPUs, in a small container, with Ray alone."""
+    facts["a"] = replace(facts["a"], versions={"ray": "1"}, shared_free=0, gpus=4, storage={"/runs": ("read-only", "")})
+    head = replace(NODE, resources={})
+    check([head, OTHER], "cluster.loader_workers=1")
+    facts["b"] = replace(facts["b"], unreached="Connection refused")
+    check([head, OTHER, replace(OTHER, id="c", address="10.0.0.3")], "cluster.workers=3")
+    shown = capsys.readouterr().out
+    assert "10.0.0.1" not in shown and "warning: node 10.0.0.2: cannot connect to the driver's node" in shown
+    assert {each.where for each in cluster.find_on_nodes([head, OTHER], [])} == {"10.0.0.1", "10.0.0.2"}, "doctor"
+
+
+def test_nodes_with_the_same_fault_are_in_one_line(facts, capsys) -> None:
+    nodes = [replace(OTHER, id=str(number), address=f"10.0.0.{number}") for number in range(64)]
+    facts |= {node.id: replace(facts["b"], gpus=8) for node in nodes}
+    check([NODE, *nodes])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: node 10.0.0.0, node 10.0.0.1, node 10.0.0.2 and 61 more: NVIDIA's driver names 8")
+    for node in nodes:
+        facts[node.id] = replace(facts[node.id], storage={"/runs": ("it is read-only", "")})
+    with pytest.raises(UserError, match=r"and 61 more: it is read-only$"):
+        check([NODE, *nodes])
+
+
+def test_a_node_that_leaves_while_it_is_asked_is_left_out(monkeypatch) -> None:
+    import ray
+
+    class Task:
+        def __init__(self, question: object) -> None:
+            pass
+
+        def options(self, num_cpus: int, scheduling_strategy: Any) -> "Task":
+            self.node = scheduling_strategy.node_id
+            return self
+
+        def remote(self, items: list[str]) -> str:
+            return str(self.node)
+
+    def get(node: str, timeout: float) -> str:
+        if node == A:
+            return "here"
+        raise ray.exceptions.NodeDiedError("its node died")
+
+    monkeypatch.setattr(ray, "remote", Task)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: [replace(NODE, id=A)])
+    assert cluster._ask_nodes([A, B], len, [], "") == {A: "here"}
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: [replace(NODE, id=A), replace(OTHER, id=B)])
+    with pytest.raises(ray.exceptions.NodeDiedError):
+        cluster._ask_nodes([A, B], len, [], "")
+
+
+def test_what_is_known_of_a_node_that_has_left_is_nothing(facts) -> None:
+    del facts["b"]
+    check([NODE, OTHER], "cluster.workers=3")

@@ -12,7 +12,13 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.pipeline import plan_summary
-from scalablevit.pipeline.plan_summary import print_plan, schedule_warnings, shared_facts, starts_from
+from scalablevit.pipeline.plan_summary import (
+    few_images_warning,
+    print_plan,
+    schedule_warnings,
+    shared_facts,
+    starts_from,
+)
 from scalablevit.pipeline.resolve import ResolvedStage, resolve, size_warnings
 from scalablevit.pipeline.resolved_recipe import resolved_text, write_resolved
 
@@ -74,6 +80,22 @@ def test_settings_of_no_use_are_a_mistake_before_anything_starts(tmp_path, monke
 
 def test_a_stage_says_from_which_other_it_starts():
     assert starts_from(resolved("segment", parents=("pretrain",))) == "the best weights of stage pretrain"
+
+
+def test_a_finished_run_takes_no_time(tmp_path, capsys):
+    stage = resolved("pretrain")
+    (tmp_path / "runs" / stage.run_name).mkdir(parents=True)
+    (tmp_path / "runs" / stage.run_name / "result.json").write_text("{}")
+    print_plan("tiny", [stage], tmp_path)
+    assert "time          none: this run has finished, and the stage is skipped\n" in capsys.readouterr().out
+
+
+def test_too_few_images_for_random_weights_are_named_with_their_numbers():
+    few = replace(resolved("pretrain"), train_samples=15)
+    (warning,) = few_images_warning(few)
+    assert warning.startswith("15 training images are 7.5 for each of 2 classes") and "model.init" in warning
+    assert few_images_warning(replace(few, train_samples=20)) == []
+    assert few_images_warning(replace(few, parents=("pretrain",))) == []
 
 
 def test_a_warm_up_that_is_too_long_is_named_with_its_numbers(tmp_path, capsys):

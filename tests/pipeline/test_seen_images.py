@@ -13,6 +13,7 @@ from scalablevit.config.data import SPLITS
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.data.sources.opening import open_source
+from scalablevit.io import sha256_of
 from scalablevit.pipeline.seen_images import SeenImages, find_seen
 from scalablevit.run_files import MODEL, WEIGHTS, WEIGHTS_NAME
 from scalablevit.training.data_listing import store_listings
@@ -37,7 +38,8 @@ def trained(root: Path, *overrides: str) -> tuple[Stage, Path]:
 
 def seen(root: Path, stage: Stage, weights: Path, data_root: str = "data", most: float = 0.01) -> SeenImages:
     evaluated = stage_of("pretrain", f"data.root={data_root}")
-    return find_seen("the model", weights, stage.data, open_source(evaluated.data, "val", root), most, root)
+    val = open_source(evaluated.data, "val", root)
+    return find_seen("the model", weights, sha256_of(weights), stage.data, val, most, root)
 
 
 def leak(root: Path, count: int) -> None:

@@ -18,6 +18,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.pipeline.report import publish_job
 from scalablevit.pipeline.stage import Job
 from scalablevit.report.collect import gather
+from scalablevit.report.overview import steps_of_stages
 from scalablevit.report.page import CLASSES, LOWEST, MATRIX_CLASSES, UnreadStage, curves, precision, remarks, render
 from scalablevit.run_files import INDEX, JOB, RECIPE, REPORT, SPACE, TRIAL_TABLE
 from scalablevit.runs.run_store import RunStore
@@ -76,8 +77,8 @@ def test_the_first_screen_says_when_how_long_on_what_and_what_next(job):
     first = HtmlPage(render(replace(page, stages=(), searches=())).replace("\n", " ")).text
     assert re.search(r"started\s*2\d{3}-\d\d-\d\d \d\d:\d\d UTC\s*took\s*6.1 min in 3 stages", first)
     assert "1 worker x (1 CPU), A chip" in first or "2 workers x (1 CPU), A chip" in first
-    assert f"predict.py tiny-detect-0 IMAGES --out predictions --root {root}" in first
-    assert f"promote.py tiny-detect --root {root}" in first
+    assert f"scalablevit predict tiny-detect-0 IMAGES --out predictions --root {root}" in first
+    assert f"scalablevit promote tiny-detect --root {root}" in first
     html = render(page)
     assert html.index('class="results"') < html.index("What to do next") < html.index("Stage pretrain</h2>")
 
@@ -130,6 +131,25 @@ def test_of_many_classes_the_lowest_stand_first(job):
         f"the lowest {LOWEST} of {CLASSES + 1} classes" in html and f"The other {CLASSES + 1 - LOWEST} classes" in html
     )
     assert remarks(stage)[0] == f"Weakest class: c{CLASSES} (iou 0.8000)."
+
+
+def test_many_classes_at_zero_are_counted_and_none_is_called_the_weakest(job):
+    stage = gather(job[0] / "runs" / "tiny-segment-0").stages[0]
+    classes = stage.result["classes"]
+    metrics = {f"val/iou/{name}": 0.2 * (index == 0) for index, name in enumerate(classes)}
+    told = replace(stage, result={**stage.result, "metrics": metrics})
+    assert remarks(told)[0] == f"{len(classes) - 1} of {len(classes)} classes have iou 0."
+
+
+def test_a_model_that_has_learned_nothing_is_not_offered_for_promotion():
+    result = {"name": "detect", "run_name": "my-detect-0", "registered_as": "my-detect", "metric": "val/box_ap",
+              "value": 0.0003, "classes": ("a", "b")}  # fmt: skip
+    folder = Path("/root/runs/my-0")
+    predict, again = steps_of_stages(folder, [(result, "my-detect v1")], "", unfinished=False)
+    assert predict.command.startswith("scalablevit predict my-detect-0 ")
+    assert again.words.startswith("Train again before you use it: box_ap 0.0003 is no better than chance")
+    _, promote = steps_of_stages(folder, [({**result, "value": 0.2}, "my-detect v1")], "", unfinished=False)
+    assert promote.command == "scalablevit promote my-detect --root /root"
 
 
 def test_what_stands_out_is_said(job):

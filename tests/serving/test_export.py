@@ -123,6 +123,14 @@ def test_sizes_that_no_memory_holds(root, tmp_path, size):
         run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "--dry-run", "--size", size)
 
 
+def test_one_image_is_enough_to_check_on(root, tmp_path, capsys):
+    image = next(val_images(root, "pretrain").rglob("*.jpg"))
+    given = ["toy-pretrain-0", str(image), "--out", str(tmp_path / "out"), "--root", str(root), "--dry-run"]
+    given += ["--size", "32x32"]
+    assert export.run(parse("export", given)) == 0
+    assert "checked on 1 of 1 images" in capsys.readouterr().out
+
+
 def test_another_network_than_the_weights_is_refused(root, tmp_path):
     with pytest.raises(UserError, match="network"):
         run(root, "pretrain", "toy-pretrain-0", tmp_path / "out", "model.name=resnet18", "--dry-run")

@@ -21,7 +21,7 @@ import pytest
 import requests
 import uvicorn
 from faster_coco_eval import mask as run_lengths
-from harness.toys import SIDE, val_images
+from harness.toys import SIDE, STAGES, val_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
@@ -172,6 +172,39 @@ def test_boxes(registry, root, monkeypatch, tmp_path):
     written = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
     assert [each["score"] for each in written] == prediction["scores"]
     assert (tmp_path / "out" / "overlays" / f"{file.stem}.jpg").is_file()
+
+
+ELSEWHERE = """
+import importlib.util, json, sys
+from pathlib import Path
+sys.path = [place for place in sys.path if not (Path(place or ".") / "scalablevit").exists()]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+assert importlib.util.find_spec("scalablevit") is None
+import mlflow.pyfunc
+for folder, image in zip(sys.argv[1::2], sys.argv[2::2]):
+    rows = mlflow.pyfunc.load_model(folder).predict([Path(image).read_bytes()])
+    print(json.dumps(sorted(rows.columns)))
+import scalablevit
+print(scalablevit.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_a_version_is_loaded_where_there_is_no_scalablevit(registry, root):
+    """All of our code, and the files that it reads, come from the version's zip file."""
+    given = []
+    for name in STAGES:
+        image = next(file for file in sorted(val_images(root, name).rglob("*")) if file.suffix in (".jpg", ".png"))
+        given += [model_folder(registry, name), str(image)]
+    code = Path(given[0]) / "code"
+    assert [path.name for path in code.iterdir()] == ["scalablevit.zip"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, *given], cwd="/", env=environment, capture_output=True,
+                          text=True, timeout=START_LIMIT_S, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    columns, place = done.stdout.splitlines()[-4:-1], done.stdout.splitlines()[-1]
+    assert place == str(code / "scalablevit.zip" / "scalablevit" / "__init__.py")
+    assert ["class" in columns[0], "mask_png" in columns[1], "boxes" in columns[2]] == [True] * 3
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ from scalablevit.cli import evaluate
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline import cluster
 from scalablevit.serving.score import score
@@ -142,14 +143,23 @@ def test_the_command_says_what_its_metrics_leave_out(root: Path, capsys, monkeyp
     cut.write_bytes(cut.read_bytes()[:-20])
     needed: list[str] = []
 
-    def connect(_stages, _root, *, files):
+    def connect(stages, _root, *, files):
         assert all(Path(path).exists() for path in files)
+        assert [stage.stage.cluster.storage for stage in stages] == [None], "nobody need be able to write there"
         needed.extend(files)
 
     monkeypatch.setattr(cluster, "connect", connect)
     in_process = lambda _stage, config, *_: run(config, 0, 1, torch.device("cpu"), lambda records, node: None)  # noqa: E731
     monkeypatch.setattr(launch, "launch", in_process)
-    given = [made, "--root", str(root), "data.max_bad_fraction=0.1", "--json", str(document)]
+    given = [
+        made,
+        "--root",
+        str(root),
+        "data.max_bad_fraction=0.1",
+        "cluster.storage=/read/only",
+        "--json",
+        str(document),
+    ]
     assert evaluate.run(parse("evaluate", given)) == 0
     said = capsys.readouterr().out
     assert "\n1 of 12 validation samples could not be decoded: no metric has them\n" in said
@@ -162,3 +172,12 @@ def test_the_command_says_what_its_metrics_leave_out(root: Path, capsys, monkeyp
 def test_a_failed_evaluation_promises_no_checkpoint() -> None:
     message = str(TrainingFailed("", "a worker died"))
     assert "the same command begins it again" in message and "checkpoint" not in message
+
+
+def test_of_many_classes_the_best_and_the_worst_are_printed():
+    classes = {f"val/box_ap/c{number}": number / 100 for number in range(30)}
+    kept, folded = evaluate._fold_classes({"val/box_ap": 0.1, **classes}, TASKS["detection"])
+    ends = [*range(evaluate.SHOWN_CLASSES), *range(30 - evaluate.SHOWN_CLASSES, 30)]
+    assert list(kept) == ["val/box_ap", *(f"val/box_ap/c{number}" for number in ends)] and folded == 10
+    few = dict(list(classes.items())[:20])
+    assert evaluate._fold_classes(few, TASKS["detection"]) == (few, 0)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faster_coco_eval import COCO
+from faster_coco_eval import COCO, COCOeval_faster
 from harness.predicting import ALL, run, trained
 from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
@@ -49,7 +49,8 @@ def test_classes_of_a_folder(root, tmp_path, capsys):
     images = val_images(root, "pretrain")
     tracking = "tracking.uri=http://me:canary-4711@127.0.0.1:9"
     assert run(root, "pretrain", images, tmp_path / "out", tracking) == 0
-    assert "predicted 12 of 12 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "predicted 12 of 12 images" in said and "ids" not in said
     assert "canary-4711" not in (tmp_path / "out" / "prediction.json").read_text()
     lines = table(tmp_path / "out" / "labels.csv")
     files = [line["file"] for line in lines]
@@ -126,6 +127,28 @@ def test_only_clear_detections_are_drawn(tmp_path):
         Image.open(tmp_path / "overlays" / f"{name}.jpg").tobytes() for name in ("both", "clear", "all")
     )
     assert both == clear != all_drawn and len(set(both)) > 2
+
+
+def test_detections_are_scored_against_own_annotations_as_the_page_says(tmp_path):
+    """Their ids differ from those of the file: taken as they are, half of them would be of the wrong class."""
+    box = {"bbox": [8.0, 8.0, 32.0, 32.0], "area": 1024.0, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 70 - n, "file_name": f"{n}.jpg", "height": 64, "width": 64} for n in range(2)],
+        "categories": [{"id": 9, "name": "a"}, {"id": 1, "name": "b"}],
+        "annotations": [{**box, "id": n + 1, "image_id": 70 - n, "category_id": (9, 1)[n]} for n in range(2)],
+    }
+    with Detections(["b", "a"], tmp_path) as output:
+        for name, label in (("0.jpg", "a"), ("1.jpg", "b")):
+            output.add(name, {"boxes": [[8, 8, 40, 40]], "labels": [label], "scores": [0.9], "size": [64, 64]})
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert "match categories by name" in found["info"]["description"]
+    page = (SCRIPT.parents[1] / "docs" / "detect.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(def matched.+?)```", page, re.DOTALL)[1], names)  # noqa: S102  # our own page
+    coco = COCO(truth)
+    scored = COCOeval_faster(coco, coco.loadRes(names["matched"](found, truth)), "bbox", print_function=lambda *_: None)
+    scored.run()
+    assert scored.stats[0] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("threshold", "drawn"), [("", 0), ("0.0", 12), ("0.99", 0)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from scalablevit.cli import pack, predict, promote
 from scalablevit.cli.tree import parse
 from scalablevit.config.errors import UserError
 from scalablevit.data.sources.opening import open_source
+from scalablevit.run_files import NOTIFICATIONS
 from scalablevit.tracking import champion, tags
 from scalablevit.tracking.connection import connect
+from scalablevit.tracking.outbox import read_lines
 from scalablevit.training.data_listing import store_listings
 
 EVEN = ["promotion.margin=-1", "promotion.resamples=100"]  # untrained models: whoever wins, wins by luck
@@ -124,6 +127,26 @@ def test_decisions_are_notified_and_dry_runs_are_not(registry, client, monkeypat
         ("refused", name, 2, None), ("promoted", name, 2, None)]  # fmt: skip
     assert told[0]["run"] == f"models:/{name}/2" and told[0]["metric"] == "top1" and 0 <= told[0]["value"] <= 1
     assert told[0]["where"].endswith(client.tracking_uri)
+
+
+def test_a_promotion_is_notified_although_its_tags_cannot_be_written(registry, client, monkeypatch):
+    """Given again, the command finds that the version is the champion already, and has nothing to notify of."""
+    name = "toy-untagged"
+    register(registry, finished_run(registry, "pretrain", seed=16), name)
+    write = promote.write_tags
+
+    def refuse(uri, model, version, written):
+        if tags.PROMOTION in written:
+            raise UserError("the server does not respond")
+        write(uri, model, version, written)
+
+    monkeypatch.setattr(promote, "write_tags", refuse)
+    monkeypatch.setenv("SCALABLEVIT_NOTIFY_COMMAND", "/bin/true")
+    with pytest.raises(UserError, match="does not respond"):
+        run(registry, name, "tracking.notify=[promoted]")
+    assert champion_of(client, name) == 1
+    (record,) = [line.record for line in read_lines(registry / NOTIFICATIONS / "command")]
+    assert (record.event, record.model, record.version) == ("promoted", name, 1)
 
 
 def test_the_limits_alone_decide_where_the_champion_cannot_be_compared(registry, client, capsys, monkeypatch):
@@ -329,6 +352,8 @@ def test_nothing_of_the_registrys_code_is_run(registry, client, root, tmp_path, 
     stored = Path(client.get_model_version("toy-pretrain", "2").source.removeprefix("file://"))
     for code in stored.rglob("*.py"):
         code.write_text("raise SystemExit('code of a registered model was run')")
+    with zipfile.ZipFile(stored / "code" / "scalablevit.zip", "w") as archive:
+        archive.writestr("scalablevit/__init__.py", "raise SystemExit('code of a registered model was run')")
     candidate(client, "toy-pretrain", 2)
     assert run(registry, "toy-pretrain", *EVEN, "--dry-run") == 0
     images = root / "data" / "classification" / "val"

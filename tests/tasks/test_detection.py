@@ -241,6 +241,16 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_images_beside_it(
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=1e-4)
 
 
+def test_the_first_image_does_not_decide_where_regions_are_pooled(detection_stage: MakeStage) -> None:
+    """40 rows are padded to 64: torchvision takes the maps' strides from such a ratio, and keeps them."""
+    model: Any = _task(detection_stage, "mask_rcnn", name="scalablevit_tiny").build_model().eval()
+    with torch.no_grad():
+        model([torch.zeros(3, 40, 90)])
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+        assert (pool.map_levels.k_min, pool.map_levels.k_max) == (2, 5)
+
+
 def test_an_image_that_shows_nothing_has_an_empty_prediction(detection_stage: MakeStage) -> None:
     task = _task(detection_stage, "mask_rcnn", score_threshold=0.99)
     with torch.no_grad():

@@ -139,3 +139,6 @@ def test_a_younger_field_is_written_where_it_has_a_value_and_read_where_it_is() 
     described = replace(model, description="a card", sample="aQ==")
     assert write_line(described).endswith(b',"alias":"candidate","description":"a card","sample":"aQ=="}\n')
     assert parse_line(write_line(described)) == described
+    zipped = replace(model, archive=True)
+    assert write_line(zipped).endswith(b',"alias":"candidate","archive":true}\n')
+    assert parse_line(write_line(zipped)) == zipped

@@ -342,9 +342,13 @@ def test_addresses_that_name_no_version(asked: str, uri: str, tmp_path: Path) ->
 
 
 def test_a_version_that_is_not_there_or_not_ours(uri: str, client: MlflowClient, name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=name):
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"nothing is registered as {name}") as refused:
+            resolve_weights(f"models:/{name}@candidate", uri, tmp_path)
+        client.create_registered_model(f"another-{name}" if _ == 0 else name)
+    assert f"another-{name}" in refused.value.fix and "at its end" in refused.value.fix
+    with pytest.raises(UserError, match="alias candidate not found"):
         resolve_weights(f"models:/{name}@candidate", uri, tmp_path)
-    client.create_registered_model(name)
     client.create_model_version(name, "file:///somewhere", await_creation_for=0)
     with pytest.raises(UserError, match="carries no SHA-256"):
         resolve_weights(f"models:/{name}/1", uri, tmp_path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 import time
@@ -18,6 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.numpy import load_file, save_file
 
+from scalablevit.pipeline.registration import PACKAGE
+from scalablevit.pipeline.registration import SERVING as OUR_SERVING
 from scalablevit.run_files import REFUSED
 from scalablevit.tracking.connection import connect
 from scalablevit.tracking.environment import pin_requirements
@@ -26,6 +29,9 @@ from scalablevit.tracking.sync import OutboxSync, Pending
 from scalablevit.tracking.weights import resolve_weights
 
 RunOf = Callable[[MlflowClient, str, str], Run]
+
+REQUEST = re.compile(r'"((?:GET|POST|PUT|PATCH|DELETE) [^"]+) HTTP')
+"""In the log of MLflow's server."""
 
 SERVING = """
 from mlflow.models import set_model
@@ -197,3 +203,26 @@ def test_a_model_is_registered_once_and_its_weights_come_back(
     got = resolve_weights("models:/over-http@candidate", server.uri, tmp_path / "cache")
     assert got.version == int(version.version)
     assert load_file(got.weights)["w"].tolist() == [7.0]
+
+
+def test_a_version_with_our_code_goes_in_few_requests_and_equal_code_is_equal_bytes(
+    outbox: Outbox, server: Any, experiment: str, tmp_path: Path
+) -> None:
+    uid, log = uuid4().hex, server.folder / "server.log"
+    outbox.run(uid, "run", experiment=experiment)
+    assert OutboxSync(outbox.folder, server.uri).send_left().records == 0
+    for weight in (1.0, 2.0):
+        model = tmp_path / f"model{weight}"
+        model.mkdir()
+        save_file({"w": np.array([weight], np.float32)}, model / "weights.safetensors")
+        (model / "config.json").write_text('{"classes": ["cat"]}')
+        outbox.model(uid, name="few", folder=model, package=PACKAGE, serving=OUR_SERVING, archive=True,
+                     requirements=pin_requirements(["mlflow"]), tags={}, description="# version {{version}}",
+                     sample="aW1hZ2U=")  # fmt: skip
+        before = len(REQUEST.findall(log.read_text()))
+        assert OutboxSync(outbox.folder, server.uri).send_left() == Pending(records=0, refused=0, error=None)
+        sent = REQUEST.findall(log.read_text())[before:]
+        assert sum("scalablevit.zip" in request for request in sent) == 1
+        assert len(sent) <= 25, "\n".join(sent)
+    archives = [file.read_bytes() for file in (server.folder / "artifacts").rglob("scalablevit.zip")]
+    assert len(archives) == 2 and archives[0] == archives[1]

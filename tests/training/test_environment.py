@@ -32,16 +32,16 @@ def chosen() -> list[str | None]:
 @pytest.mark.parametrize("address", ["10.77.0.1", "fd00::7"])
 def test_process_groups_use_the_interface_of_the_nodes_address(address: str) -> None:
     use_interface_of(address)
-    assert chosen() == ["eth1", "eth1"]
+    assert chosen() == ["eth1", "=eth1"], "NCCL takes a bare name for a prefix, of eth10 too"
 
 
 def test_an_interface_that_was_chosen_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     use_interface_of("10.77.0.1")
-    assert chosen() == ["ib0", "eth1"]
+    assert chosen() == ["ib0", "=eth1"]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.99.0.1"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.99.0.1", "node-7"])
 def test_loopback_and_addresses_of_no_interface_change_nothing(address: str) -> None:
     use_interface_of(address)
     assert chosen() == [None, None]

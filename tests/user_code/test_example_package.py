@@ -180,7 +180,7 @@ def test_the_registered_version_names_its_code_and_has_it_with_it(trained):
     config = json.loads((trained.folder / "model" / "config.json").read_text())
     assert config["user_code"] == sums and config["stage"]["imports"] == ["image_tags"]
     code = Path(version.source.removeprefix("file://")) / "code"
-    assert sorted(path.name for path in code.iterdir() if path.is_dir()) == ["image_tags", "scalablevit"]
+    assert sorted(path.name for path in code.iterdir()) == ["image_tags", "scalablevit.zip"]
     names = sorted(path.name for path in (EXAMPLE / "image_tags").glob("*.py"))
     assert sorted(path.name for path in (code / "image_tags").glob("*.py")) == names
 

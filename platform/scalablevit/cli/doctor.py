@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from scalablevit.pipeline.node_checks import Finding
 
 EPILOG = """\
-Looks at the Ray cluster that RAY_ADDRESS names; without it, or with --address none, at this machine alone, and no Ray
-is started. Nothing is trained; a small file is written to run storage and deleted. A training checks the same of its
-nodes and storage before it starts, and prints the same sentences.
+Looks at the Ray cluster that RAY_ADDRESS names; without it at this machine alone, and no Ray is started. Nothing is
+trained; a small file is written to run storage and deleted. A training checks the same of its nodes and storage before
+it starts, and prints the same sentences.
 
 Exit codes: 0 nothing stops a training (there may be warnings); 2 something does, which you can fix; 130 interrupted."""
 ENTRY = Path("pipelines", "full.py")
@@ -32,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument("--uri", help="MLflow's tracking URI (default: sqlite:///<root>/mlflow.db)")
     parser.add_argument("--storage", help="run storage, as a recipe's cluster.storage (default: <root>/runs)")
-    parser.add_argument("--address", choices=("auto", "none"), default="auto",
-                        help="auto: RAY_ADDRESS's cluster; none: this machine alone (default: auto)")  # fmt: skip
     add_json(parser)
 
 
@@ -45,15 +43,14 @@ def run(options: argparse.Namespace) -> int:
     """
     with stdout_to_stderr(options.json):
         root = platform_root(options.root)
-        has_cluster = options.address == "auto" and bool(os.environ.get("RAY_ADDRESS"))
         not_checked = []
-        if not has_cluster:
-            why = "RAY_ADDRESS is not set" if options.address == "auto" else "--address none"
-            not_checked.append(f"other nodes, their clocks, addresses, ports and shared folders, and the token: {why}")
+        if not os.environ.get("RAY_ADDRESS"):
+            not_checked.append("other nodes, their clocks, addresses, ports and shared folders, and the token: "
+                               "RAY_ADDRESS is not set")  # fmt: skip
         if not ENTRY.is_file():
             not_checked.append(f"the upload of a job: {ENTRY} is not in the current folder")
         findings = [*_find_here(root, options.uri or tracking_uri(None, root)),
-                    *_find_on_nodes(root, options.storage, has_cluster=has_cluster)]  # fmt: skip
+                    *_find_on_nodes(root, options.storage)]  # fmt: skip
         _print(findings, not_checked)
     if options.json:
         print_document(Diagnosis(root=str(root), findings=tuple(map(_fact, findings)), not_checked=tuple(not_checked)))
@@ -79,7 +76,7 @@ def _find_here(root: Path, uri: str) -> "Iterator[Finding]":
         yield find_upload(str(Path.cwd()), *upload_size(Path.cwd()))
 
 
-def _find_on_nodes(root: Path, storage: str | None, *, has_cluster: bool) -> "Iterator[Finding]":
+def _find_on_nodes(root: Path, storage: str | None) -> "Iterator[Finding]":
     """Yield what belongs to the nodes of the cluster, or to this machine."""
     import ray
 
@@ -88,7 +85,7 @@ def _find_on_nodes(root: Path, storage: str | None, *, has_cluster: bool) -> "It
     from scalablevit.training.ray_internals import Node, alive_nodes
 
     location = cluster.storage_location(storage, root)
-    if not has_cluster:
+    if not os.environ.get("RAY_ADDRESS"):
         yield from cluster.find_on_nodes([Node("", cluster.local_resources(), "this machine")], [location])
         return
     address = mask_credentials(os.environ["RAY_ADDRESS"])

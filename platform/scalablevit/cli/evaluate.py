@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from scalablevit.cli.arguments import ON_A_CLUSTER, add_model, add_root
@@ -11,6 +12,7 @@ from scalablevit.cli.documents import Evaluation
 from scalablevit.cli.json_output import STDOUT, add_json_or_file, check_file, print_document, stdout_to_stderr
 from scalablevit.config.root import platform_root
 from scalablevit.config.stored import ModelConfig
+from scalablevit.config.task_info import TaskInfo, task_info
 from scalablevit.config.user_code import package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import ResolvedStage, describe, resolve_evaluation, unused_data
@@ -20,6 +22,8 @@ from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
 
+SHOWN_CLASSES = 10
+"""Most classes with the best, and with the worst values, that are printed of a metric."""
 EPILOG = f"""\
 The model's own recipe says what it is evaluated on; overrides change that: data.root=/other/data (the same layout; the
 validation split is enough, and its classes may come in any order), cluster.workers=4,
@@ -70,7 +74,7 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
 
     own = trained_recipe("evaluate", ungated, (), options.model).stages["evaluate"].data
     most = stage.stage.data.max_shared_fraction
-    seen = find_seen(options.model, Path(weights), own, stage.sources["val"], most, root)
+    seen = find_seen(options.model, Path(weights), sha256, own, stage.sources["val"], most, root)
     facts = {**describe(stage), "data": _described_data(stage), "seen": seen.words}
     for name in ("data", "digest", "seen", "resources"):
         print(f"  {name:<12}{facts[name]}", flush=True)
@@ -94,11 +98,23 @@ def _evaluate(options: argparse.Namespace) -> Evaluation:
 
 def _format_metrics(metrics: dict[str, float], resolved: ResolvedStage) -> str:
     """Return the metrics as lines, and one on samples that are in none of them."""
-    width = max(map(len, metrics))
-    lines = [f"{name:<{width}}  {value:.4f}" for name, value in metrics.items()]
+    kept, folded = _fold_classes(metrics, task_info(resolved.stage.task.kind))
+    width = max(map(len, kept))
+    lines = [f"{name:<{width}}  {value:.4f}" for name, value in kept.items()]
+    if folded:
+        lines.append(f"of single classes, only the {SHOWN_CLASSES} best and worst values; --json has {folded} more")
     if bad := metrics["val/bad_samples"]:
         lines.append(f"{bad:.0f} of {resolved.val_samples} validation samples could not be decoded: no metric has them")
     return "\n".join(lines)
+
+
+def _fold_classes(metrics: dict[str, float], task: TaskInfo) -> tuple[dict[str, float], int]:
+    """Return the metrics with the `SHOWN_CLASSES` best and worst classes of each, and how many were left out."""
+    left_out: set[str] = set()
+    for name in task.class_metrics:
+        of_classes = sorted((key for key in metrics if key.startswith(f"val/{name}/")), key=lambda key: metrics[key])
+        left_out.update(of_classes[SHOWN_CLASSES:-SHOWN_CLASSES])
+    return {name: value for name, value in metrics.items() if name not in left_out}, len(left_out)
 
 
 def _described_data(resolved: ResolvedStage) -> str:
@@ -137,7 +153,10 @@ def evaluate_weights(stage: ResolvedStage, weights: str, sha256: str, root: Path
     )
     try:
         store_listings(str(folder), stage.sources)
-        cluster.connect([stage], root, files={weights: f"weights ({weights})", str(folder): f"--root ({root})"})
+        # nothing is written to the run storage of its recipe
+        here = stage.stage.model_copy(update={"cluster": stage.stage.cluster.model_copy(update={"storage": None})})
+        files = {weights: f"weights ({weights})", str(folder): f"--root ({root})"}
+        cluster.connect([replace(stage, stage=here)], root, files=files)
         result = launch(stage.stage, worker_config, str(folder), [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # only Ray's own files and the listing

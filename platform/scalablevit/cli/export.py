@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from scalablevit.cli.arguments import add_model, add_root
+from scalablevit.cli.prediction_input import find_images
 from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root
 from scalablevit.data.names import printable
-from scalablevit.data.sources.files import list_images
 from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.runs.output_dir import refuse_unusable, write_folder
 
@@ -50,7 +50,12 @@ a model that cannot be exported; 130 interrupted."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     add_model(parser)
-    parser.add_argument("images", metavar="IMAGES", type=Path, help="folder of images to check the exports on")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        type=Path,
+        help="images to check the exports on: a folder, one image, or a list (.txt)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a value of the model's recipe")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new or empty folder for the exports")
     parser.add_argument(
@@ -71,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
         UserError: the images, --out or --size are of no use, there is no such model, or it cannot be exported.
     """
     root = platform_root(options.root, make=False)
-    folder, out = options.images.expanduser(), options.out.expanduser()
-    names, _ = list_images(folder)
+    found, out = find_images(options.images.expanduser().absolute()), options.out.expanduser()
+    folder, names = found.folder, found.names
     refuse_unusable(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{printable(out)} is not empty", where="--out", fix="name a new or empty folder")

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.config.commands import command_line, command_name
+from scalablevit.config.commands import SCRIPTS, command_line
 from scalablevit.config.errors import UserError
 from scalablevit.config.json_schema import recipe_schema, schema_text
 from scalablevit.config.task_info import TASKS
@@ -46,10 +46,13 @@ def write_new_recipe(template: str, file: Path, imports: Sequence[str] = ()) -> 
     quoted = shlex.quote(str(file))
     print(f"written: {file}, and {SCHEMA_FILE} next to it, by which editors complete and check its keys")
     print("next:")
-    print("  1. set data.root, the folders below it, and whatever else differs")
+    start = ", model.init (null: random weights)" if "init: models:/" in text else ""
+    print(f"  1. set data.root, the folders below it{start}, and whatever else differs")
     print(f"  2. look at the data   {command_line('check-data')} --recipe {quoted}")
     print(f"  3. see the plan       {command_line(_verb(text))} --recipe {quoted} --dry-run")
-    print(f"  4. train              {command_name(_verb(text))} --recipe {quoted}, as a job on a Ray cluster")
+    print(f"  4. train              {command_line(_verb(text))} --recipe {quoted}")
+    if (SCRIPTS.parent / "Makefile").is_file():
+        print(f"     or, as a job       make full ARGS={shlex.quote(f'--recipe {quoted}')}")
     return 0
 
 

@@ -20,6 +20,7 @@ from scalablevit.config.recipe import Recipe, Stage
 from scalablevit.config.root import platform_root
 from scalablevit.config.shipped import DEMO, RECIPES
 from scalablevit.config.task_info import task_info
+from scalablevit.runs.console import say_while_waiting
 
 if TYPE_CHECKING:  # they import torch
     import torch
@@ -134,8 +135,9 @@ def _predict(options: argparse.Namespace) -> TrainingPrediction:
     task = build_task(stage, size.classes)
     share = math.ceil(stage.training.global_batch_size / stage.cluster.workers)
     memory = estimate_memory(stage, task, math.ceil(share / stage.training.accumulation_steps))
-    step_s, step_images, origin = _step(stage, task, options, share)
-    decoded_per_s = options.decode_rate or (_measure_decoding(stage, task, root) if options.measure else None)
+    with say_while_waiting("plan", "the measured steps and decoding"):
+        step_s, step_images, origin = _step(stage, task, options, share)
+        decoded_per_s = options.decode_rate or (_measure_decoding(stage, task, root) if options.measure else None)
     inputs = PredictionInputs(
         devices=stage.cluster.workers, train_images=size.train_images, val_images=size.val_images, step_s=step_s,
         step_images=step_images, bandwidth_gb_s=options.bandwidth, decoded_per_s=decoded_per_s,

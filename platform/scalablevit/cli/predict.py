@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from scalablevit.tasks.output import PredictionDict
 
 EPILOG = f"""\
-The model's weights and recipe are read; no code of the registry is run. Overrides change the recipe:
-task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
+The model's weights and recipe are read; no code of the registry is run. Overrides change the recipe (not that of a
+served model): task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
 
 MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
 THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
@@ -48,8 +48,9 @@ What is written, by the model's task (file names are relative to the folder, or 
   classification  labels.csv: file, label, probability, top5
   segmentation    masks/<name>.png (a class index per pixel, with a palette), overlays/<name>.jpg, classes.csv, and
                   shares.csv: file, class, share of its pixels
-  detection       detections.json (COCO's format, with a score for each annotation), overlays/<name>.jpg (of scores
-                  of {SHOWN_SCORE} or more; with an override of task.score_threshold, of that or more)
+  detection       detections.json (COCO's format, with a score for each annotation, and ids of its own: categories
+                  are matched by name, images by file_name), overlays/<name>.jpg (of scores of {SHOWN_SCORE} or more;
+                  with an override of task.score_threshold, of that or more)
 and {NOTE}. <name> is the file's name without its suffix; of images that differ in the suffix alone, the second
 and later ones are numbered, as in X_2, and a line names them.
 

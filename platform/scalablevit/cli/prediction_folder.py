@@ -87,6 +87,8 @@ def fill_output_folder(
     seconds = time.monotonic() - started
     made = f"predicted {count - counts.bad} of {count} images"
     print(f"{made}, {rate}; {seconds:.1f} s in all; they are in {printable(out)}")
+    if output_note := task_info(facts["task"]).output_note:
+        print(output_note)
     if counts.bad:
         print(f"{counts.bad} images without a prediction, and why: {printable(out / BAD)}")
     if ignored:

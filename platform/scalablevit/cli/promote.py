@@ -33,6 +33,7 @@ from scalablevit.config.user_code import SHOWN_SUM, import_stored_code, package_
 from scalablevit.pipeline.resolve import ResolvedStage, resolve_evaluation
 from scalablevit.pipeline.seen_images import SeenImages, find_seen
 from scalablevit.pipeline.trained_models import note_older, trained_recipe
+from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.result import without_secrets
 from scalablevit.tracking import tags
 from scalablevit.tracking.champion import CANDIDATE, CHAMPION, aliases, move_champion, tags_of, write_tags
@@ -143,7 +144,6 @@ def _decide(options: argparse.Namespace) -> Promotion:
         note_older(f"the {alias}", version.config)
     _refuse_different_code(list(versions.values()))
     resolved = _resolve(versions[CANDIDATE], options.overrides, root)
-    notified = [] if options.dry_run else [resolved.stage]
     if resolved.stage.tracking.notify:
         load_settings()  # a mistake in them is named before minutes of scoring
     print(f"  data    {resolved.val_samples} validation samples, {resolved.digest}", flush=True)
@@ -170,11 +170,8 @@ def _decide(options: argparse.Namespace) -> Promotion:
     finally:
         shutil.rmtree(listing, ignore_errors=True)
     candidate, champion, before = contenders[CANDIDATE], contenders.get(CHAMPION), known.get(CHAMPION)
-    with sending_notifications(root, notified):
-        document = _promote_or_refuse(uri, candidate, champion, before, resolved, dry_run=options.dry_run)
-        for stage in notified:
-            _notify(document, stage, root, uri)
-    return document
+    with sending_notifications(root, [] if options.dry_run else [resolved.stage]):
+        return _promote_or_refuse(uri, root, candidate, champion, before, resolved, dry_run=options.dry_run)
 
 
 def _refuse_without_effect(overrides: Sequence[str]) -> None:
@@ -258,7 +255,8 @@ def _find_seen(version: RegisteredWeights, resolved: ResolvedStage, root: Path) 
     ungated: ModelConfig = {**version.config, "stage": {**version.config["stage"], "promotion": {}}}
     own = trained_recipe("promote", ungated, (), name).stages["promote"].data
     most = resolved.stage.data.max_shared_fraction
-    return find_seen(name, version.weights, own, resolved.sources["val"], most, root)
+    sha256 = version.tags[tags.WEIGHTS_SHA256]
+    return find_seen(name, version.weights, sha256, own, resolved.sources["val"], most, root)
 
 
 def _on_same_data(version: RegisteredWeights, resolved: ResolvedStage) -> Stage:
@@ -304,7 +302,8 @@ def _score_version(
         UserError: too many of the validation samples cannot be decoded, or the cluster cannot do it.
     """
     print(f"  scoring {version.name} version {version.version}", flush=True)
-    result = _score(version, stage, root, latency_threads, listing)
+    with say_while_waiting("promote", "the scores and the latency"):
+        result = _score(version, stage, root, latency_threads, listing)
     from scalablevit.training.evaluate import refuse_bad
 
     samples = len(result.per_sample.indices) + result.bad
@@ -354,6 +353,7 @@ def _score(version: RegisteredWeights, stage: Stage, root: Path, latency_threads
 
 def _promote_or_refuse(
     uri: str,
+    root: Path,
     candidate: Contender,
     champion: Contender | None,
     before: int | None,
@@ -365,6 +365,7 @@ def _promote_or_refuse(
 
     Args:
         uri: MLflow's address.
+        root: the platform's root.
         candidate: the version to promote.
         champion: what it is compared with; None: nothing, and the limits alone decide.
         before: number of the champion, compared or not; None: there is none.
@@ -405,11 +406,13 @@ def _promote_or_refuse(
     if missed:
         write_tags(uri, name, version, written)
         print(format_outcome(uri, candidate, before, missed))
+        _notify(document, resolved.stage, root, uri)
         return document
     # before the move: without this tag a new champion could not be rolled back
     write_tags(uri, name, version, {tags.PREVIOUS_CHAMPION: str(before or NO_CHAMPION)})
     move_champion(uri, name, before, version)
     print(format_outcome(uri, candidate, before, missed), flush=True)
+    _notify(document, resolved.stage, root, uri)
     write_tags(uri, name, version, written)  # says that it is promoted
     return document
 

@@ -248,18 +248,22 @@ def _explain(
             _, hint = stage_with_hint(key_path, _stages_at(schema, key_path, current))
             if hint:
                 return UserError(f"unknown key {short_repr(key_path[-1])}", where=where, fix=hint)
-            names = _siblings(schema, first["loc"])
-            if near := _most_like(str(key_path[-1]), names, 0.65):  # below it, another key is often meant
-                section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
-                fix = f"write {'.'.join(map(str, (*section, near)))}"
-            else:
-                fix = f"known here: {', '.join(names)}"
-            what = f"unknown key {short_repr(key_path[-1])}{did_you_mean(str(key_path[-1]), names)}"
-            return UserError(what, where=where, fix=fix)
+            key, names = short_repr(key_path[-1]), _siblings(schema, first["loc"])
+            if near := _most_like(str(key_path[-1]), names):
+                fix = f"known here: {', '.join(names)}"  # where they are less alike, another key is often meant
+                if _most_like(str(key_path[-1]), [near], 0.65):
+                    section = key_path[2:-1] if key_path[:1] == ("stages",) else key_path[:-1]
+                    fix = f"write {'.'.join(map(str, (*section, near)))}"
+                return UserError(f"unknown key {key}; did you mean {near!r}?", where=where, fix=fix)
+            return UserError(f"unknown key {key}", where=where, fix=f"known here: {', '.join(names)}")
         case "missing":
-            return UserError(MISSING, where=where, fix="add it")
+            types = _types_at(schema, first["loc"])
+            literals = [typing.get_args(each) for each in types if typing.get_origin(each) is typing.Literal]
+            return UserError(MISSING, where=where, fix=_add_hint(literals[0] if literals else ()))
         case "union_tag_not_found":
-            return UserError("is missing, and decides which other keys there are", where=where, fix="add it")
+            kinds = [kind_of(section) for each in _types_at(schema, first["loc"]) for section in sections_in(each)]
+            fix = _add_hint(kinds)
+            return UserError("is missing, and decides which other keys there are", where=where, fix=fix)
         case "union_tag_invalid":
             what = f"must be {first['ctx']['expected_tags']}, got {short_repr(first['ctx']['tag'])}"
             return UndefinedKind(what, where=where)
@@ -335,6 +339,11 @@ def _stages_at(schema: type[BaseModel], key_path: KeyPath, current: YamlMapping)
     return {name: stage for name, stage in stages.items() if not inside or name == key_path[1]}
 
 
+def _add_hint(choices: Sequence[Any]) -> str:
+    """Return how to add a missing key, with the values that it can have where these are a choice."""
+    return f"add it: {' or '.join(map(str, choices))}" if choices else "add it"
+
+
 def _first_lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
@@ -401,12 +410,18 @@ def _is_override(location: str) -> bool:
 
 def _siblings(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the names of the keys allowed next to the last part of a pydantic location."""
-    types: list[Any] = [schema]
-    for part in loc[:-1]:
-        types = [inner for parent in types for inner in _types_under(parent, part)]
+    types = _types_at(schema, loc[:-1])
     names = [name for annotation in types for model in sections_in(annotation) for name in model.model_fields]
     # the sections of a recipe may also be at its top level
     return [*names, *SECTIONS] if types == [Recipe] else names
+
+
+def _types_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[Any]:
+    """Return the types that may be at a pydantic location."""
+    types: list[Any] = [schema]
+    for part in loc:
+        types = [inner for parent in types for inner in _types_under(parent, part)]
+    return types
 
 
 def _types_under(annotation: Any, part: int | str) -> list[Any]:

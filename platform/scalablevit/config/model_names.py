@@ -2,11 +2,11 @@
 
 import difflib
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 
 from scalablevit.config.errors import UserError
 
-LIST = Path(__file__).with_name("model_names.txt")
+LIST = files("scalablevit.config") / "model_names.txt"
 """Written by `tests/models/test_model_names.py`; a test compares it with the installed timm."""
 
 

@@ -54,6 +54,8 @@ class TaskInfo:
     """Distributions that serving needs besides `pipeline.registration.SERVING_PACKAGES`."""
     output_files: tuple[str, ...] = ()
     """Files, and folders (names without a dot), that batch prediction writes."""
+    output_note: str = ""
+    """What batch prediction prints about these files; empty: nothing."""
     confusion_unit: Literal["images", "pixels"] = "pixels"
     """Unit of the counts of confusions between two classes."""
     takes_lists: bool = False
@@ -141,6 +143,7 @@ _ENTRIES = (
         ),
         class_metrics={"box_ap": "Average precision of boxes", "mask_ap": "Average precision of masks"},
         output_files=("detections.json", "overlays"),
+        output_note="the ids in detections.json are its own: match categories by name, and images by file_name",
         right_means="every object is found and nothing else; partly: some objects are found",
     ),
 )

@@ -29,7 +29,7 @@ def statistics_rows(statistics: DataStatistics, classes: int = CLASSES) -> list[
     train_facts, val_facts = _facts(train), _facts(val)
     names = dict.fromkeys([*train_facts, *val_facts])
     cells = [(name, train_facts.get(name, ""), val_facts.get(name, "")) for name in names]
-    rows += [row for row in cells if row[1] or row[2]]
+    rows += [row for row in cells if not {row[1], row[2]} <= {"", "0"}]
     for train_files, val_files in _skipped_files(train, val):
         kind = (train_files or val_files or SkippedFiles("", 0, ())).suffix
         rows.append((f"left out: {_kind_name(kind)}", _files(train_files), _files(val_files)))
@@ -66,7 +66,7 @@ def _count(counts: tuple[int, ...] | None, index: int, unit: str) -> str:
 
 
 def _facts(split: SplitStatistics) -> dict[str, str]:
-    """Return facts by name; an empty text where a fact is zero or not known."""
+    """Return facts by name; an empty text where a fact is not known."""
     pixels, boxes = split.pixels, split.boxes
     return {
         "ignored pixels": f"{pixels.ignored:,} ({100 * pixels.ignored_share:.3g} %)"
@@ -104,7 +104,7 @@ def _box_facts(boxes: Boxes) -> dict[str, str]:
 
 
 def _number(count: int | None) -> str:
-    return f"{count:,}" if count else ""
+    return f"{count:,}" if count is not None else ""
 
 
 def _skipped_files(

@@ -18,7 +18,7 @@ from scalablevit.pipeline.stage import Job, run_stage
 from scalablevit.run_files import RESOLVED, RUNS
 from scalablevit.runs.cleanup import clean_up
 from scalablevit.runs.console import format_duration, ignore_output_errors
-from scalablevit.runs.result import StageResult
+from scalablevit.runs.result import StageResult, useless_note
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import FAILED_DRAIN_S, RunSession
 from scalablevit.runs.signals import wait_saving_first
@@ -206,18 +206,22 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
     evaluate, predict, promote, runs = (
         command_line(verb, programs) for verb in ("evaluate", "predict", "promote", "runs")
     )
+    useless = {result.name: useless_note(result.metric, result.value, len(result.classes)) for result in results}
     compare = f"  promote the candidate     {promote} {shlex.quote(last.registered_as)} {where}"
     return "\n".join(
         [
             format_table(rows),
             *spent,
             *unregistered,
+            *(paint(f"{name}: {note}", "yellow") for name, note in useless.items() if note),
             "",
             paint("next:", "bold"),
             f"  look at runs and models   {look}",
             f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
-            *([compare] if last.version else []),  # else `unregistered` says what to do
+            *(
+                [compare] if last.version and not useless[last.name] else []
+            ),  # without a version `unregistered` says what to do
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {runs} list --root {root_text}",
             f"  run folders               {root / RUNS}",

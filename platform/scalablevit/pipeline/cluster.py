@@ -345,11 +345,9 @@ def _check_nodes(stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[No
         sorted({storage_location(resolved.stage.cluster.storage, root) for resolved in stages}),
         [resolved.stage for resolved in stages],
     )
-    for finding in findings:
-        if finding.problem is not None and not finding.stops:
-            problem = finding.problem
-            print(f"warning: {problem.where}: {problem.what}; {problem.fix}", flush=True)
-    raise_all([finding.problem for finding in findings if finding.problem is not None and finding.stops])
+    for problem in node_checks.join_problems([finding for finding in findings if not finding.stops]):
+        print(f"warning: {problem.where}: {problem.what}; {problem.fix}", flush=True)
+    raise_all(node_checks.join_problems([finding for finding in findings if finding.stops]))
 
 
 def find_on_nodes(
@@ -360,7 +358,8 @@ def find_on_nodes(
     Args:
         nodes: of the connected cluster; a single one is this machine.
         storages: locations of run storage; folders are created here if they do not exist.
-        stages: what is to be trained; None: not known, so that workers may be on every node.
+        stages: what is to be trained: a node without room for a worker is passed over; None: not known, so that
+            workers may be on every node.
 
     Raises:
         UserError: not every node answered in time.
@@ -372,6 +371,7 @@ def find_on_nodes(
     answers: Mapping[str, NodeFacts]
     found: list[Finding] = []
     ids = [node.id for node in nodes]
+    own = ids[0]
     if len(nodes) == 1:
         answers = {ids[0]: node_checks.collect(["", *storages])}
     else:
@@ -386,21 +386,39 @@ def find_on_nodes(
         before = time.time()
         clocks = _ask_nodes(ids, node_checks.read_clock, [], "what time it is")
         after = time.time()
-        found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes]
-    here, apart = node_checks.versions(), len({node.address for node in nodes}) > 1
+        found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes if node.id in clocks]
+    versions, connecting = node_checks.versions(), _connecting(nodes, stages)
     for node in nodes:
-        facts = answers[node.id]
         hosted = [stage for stage in stages or () if _workers_on(node.resources, _resources(stage)) >= 1]
-        connects = apart and (stages is None or any(stage.cluster.workers > 1 for stage in hosted))
+        if node.id not in answers or (stages and not hosted):
+            continue
+        facts = answers[node.id]
+        needed = None if stages is None else max(map(node_checks.shared_bytes, hosted), default=0)
         found += [
-            node_checks.find_versions(node, facts, here),
+            node_checks.find_versions(node, facts, versions),
             node_checks.find_gpus(node, facts),
-            node_checks.find_shared_memory(node, facts, max(map(node_checks.shared_bytes, hosted), default=0)),
+            node_checks.find_shared_memory(node, facts, needed),
             node_checks.find_disk(node.address, *facts.disk),
             *(node_checks.find_storage(node, location, *error) for location, error in facts.storage.items()),
-            *([node_checks.find_interface(node, facts), node_checks.find_ports(node, facts)] if connects else []),
         ]
+        if node.id in connecting:
+            ports = node_checks.find_ports(node, facts, stops=own in connecting)
+            found += [node_checks.find_interface(node, facts), ports]
     return found
+
+
+def _connecting(nodes: Sequence[Node], stages: Sequence[Stage] | None) -> set[str]:
+    """Return the ids of nodes whose workers connect to those of other machines; see `find_on_nodes`."""
+    if len({node.address for node in nodes}) == 1:
+        return set()
+    if stages is None:
+        return {node.id for node in nodes if node.resources.get("CPU")}
+    ids: set[str] = set()
+    for stage in stages:
+        room = {node.id: _workers_on(node.resources, _resources(stage)) for node in nodes}
+        if stage.cluster.workers > max(room.values()):  # else Ray puts all on one node if it is free
+            ids |= {node for node, workers in room.items() if workers}
+    return ids
 
 
 def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
@@ -489,7 +507,7 @@ def _sums_here(names: list[str]) -> dict[str, str]:
 
 
 def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
-    """Return what a function returns on each node, by node.
+    """Return what a function returns on each node, by node; a node that leaves meanwhile is left out.
 
     Raises:
         UserError: not every node answered in time.
@@ -501,15 +519,21 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     for node in node_ids:
         here = NodeAffinitySchedulingStrategy(node, soft=False)
         pending[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
-    try:
-        answers = ray.get(list(pending.values()), timeout=PROBE_S)
-    except ray.exceptions.GetTimeoutError:
-        raise UserError(
-            f"not every node answered within {PROBE_S:.0f} s {what}",
-            where="cluster",
-            fix="look at `ray status`; remove nodes that do not work",
-        ) from None
-    return dict(zip(pending, answers, strict=True))
+    answers: dict[str, Any] = {}
+    deadline = time.monotonic() + PROBE_S
+    for node, answer in pending.items():
+        try:
+            answers[node] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"not every node answered within {PROBE_S:.0f} s {what}",
+                where="cluster",
+                fix="look at `ray status`; remove nodes that do not work",
+            ) from None
+        except ray.exceptions.RayError:
+            if any(node == each.id for each in alive_nodes()):
+                raise
+    return answers
 
 
 def _find_unreadable(paths: list[str]) -> list[str]:

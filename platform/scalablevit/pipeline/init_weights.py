@@ -52,7 +52,12 @@ def find_init_weights(stage: Stage, root: Path) -> InitWeights | None:
     if init is None or init.startswith("stage:"):
         return None
     if init.startswith("models:/"):
-        registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
+        try:
+            registered = resolve_weights(init, tracking_uri(stage.tracking.uri, root), root / "cache" / "models")
+        except UserError as error:
+            error.where = f"model.init ({error.where})"
+            error.fix += "; without such a model write model.init: null (random weights), or timm:<tag>"
+            raise
         version = f"{registered.name}/{registered.version}"
         sha256, classes = registered.tags[tags.WEIGHTS_SHA256], tuple(registered.config["classes"])
         return InitWeights(str(registered.weights), sha256, classes, version, pixels_in(registered.config.get("stage")))

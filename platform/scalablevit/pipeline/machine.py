@@ -24,7 +24,7 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
     # counting GPUs loads Ray, which takes a second
     available = local_resources(gpus=any(resolved.stage.cluster.gpus_per_worker for resolved in stages))
     memory = _available_bytes()
-    warnings = unused_gpus(stages, _nvidia_gpus(), "this machine")
+    warnings = unused_gpus(stages, driver_gpus(), "this machine")
     for resolved in stages:
         cluster, workers = resolved.stage.cluster, least_workers(resolved.stage)
         for kind, per_worker in (("GPU", cluster.gpus_per_worker), ("CPU core", cluster.cpus_per_worker)):
@@ -43,12 +43,6 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
                 "training.accumulation_steps, or take smaller images"
             )
     return warnings
-
-
-def _nvidia_gpus() -> int:
-    """Return the GPUs that NVIDIA's driver names and this process may use."""
-    # where GPUs were chosen on purpose, nobody needs a warning
-    return 0 if "CUDA_VISIBLE_DEVICES" in os.environ else driver_gpus()
 
 
 def _needed_bytes(resolved: ResolvedStage, available: float) -> float:

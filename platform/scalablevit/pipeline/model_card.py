@@ -18,7 +18,7 @@ from scalablevit.pipeline.plan_summary import starts_from
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.report.findings import load_findings
 from scalablevit.run_files import ENVIRONMENT, ERROR_ANALYSIS, RECIPE, REPORT, STATISTICS
-from scalablevit.runs.result import StageResult
+from scalablevit.runs.result import StageResult, useless_note
 from scalablevit.tracking.connection import SQLITE, mask, without_credentials
 from scalablevit.tracking.records import VERSION_PLACE
 from scalablevit.tracking.registry import LONGEST_DESCRIPTION
@@ -179,6 +179,7 @@ def _limits(resolved: ResolvedStage, finished: StageResult) -> str:
     bad = finished.metrics.get("val/bad_samples", 0.0)
     shared = statistics.shared.count if statistics is not None and statistics.shared is not None else 0
     lines = [
+        useless_note(finished.metric, finished.value, len(finished.classes)),
         f"{_sizes(resolved.stage.data)}; what is too small to be seen then is not found.",
         f"It knows its {len(finished.classes)} classes and nothing else.",
         "It was evaluated on the validation images above, which also chose the checkpoint, and on no others: other "

@@ -16,6 +16,7 @@ from typing import Literal
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.text import and_more
 from scalablevit.training.environment import interface_of
 from scalablevit.training.ray_internals import Node
 from scalablevit.training.storage import check_storage
@@ -28,11 +29,13 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "albumentations", "simplejpeg
 PREFETCHED = 2
 """Batches that torch's DataLoader keeps ahead for each of its processes."""
 LEAST_SHARED = 2**30
-"""Bytes of free shared memory below which there is a warning: Docker gives a container 64 MiB."""
+"""Bytes of free shared memory below which there is a warning where no stage says what it takes; Docker gives 64 MiB."""
 LEAST_DISK = 0.05
 """Free share of a disk below which Ray no longer writes objects to it."""
 MOST_SKEW_S = 2.0
 """Seconds that the clocks of two nodes may differ by without a warning."""
+SHOWN = 3
+"""Nodes with the same problem that are named; the others are counted."""
 CONNECT_S = 5.0
 """Longest wait, in seconds, for a node's connection to another one."""
 
@@ -62,7 +65,7 @@ class NodeFacts:
 
     versions: Mapping[str, str]
     gpus: int
-    """That NVIDIA's driver names."""
+    """That NVIDIA's driver names; 0 where some were chosen."""
     shared_free: int
     """Shared memory."""
     disk: tuple[str, int, int]
@@ -105,6 +108,8 @@ def versions() -> dict[str, str]:
 
 def driver_gpus() -> int:
     """Return the GPUs that NVIDIA's driver names on this machine, counted without loading Ray or torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # chosen by Slurm or a person, so nobody needs a warning
+        return 0
     try:
         return len(list(NVIDIA.iterdir()))
     except OSError:
@@ -126,7 +131,8 @@ def shared_bytes(stage: Stage) -> int:
 def _interface() -> str:
     import ray
 
-    return os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(ray.util.get_node_ip_address())
+    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(address)
 
 
 def _connection_error(address: str) -> str:
@@ -151,8 +157,7 @@ def find_versions(node: Node, facts: NodeFacts, wanted: Mapping[str, str]) -> Fi
     missing = [f"no {name}" for name in PACKAGES if name not in facts.versions]
     others = [f"{name} {version} in place of {wanted[name]}" for name, version in facts.versions.items()
               if version != wanted.get(name, version)]  # fmt: skip
-    problem = UserError(f"has {', '.join(missing or others)}", where=f"node {node.address}",
-                        fix="install infra/requirements.lock on every node")  # fmt: skip
+    problem = _on(node, f"has {', '.join(missing or others)}", "install infra/requirements.lock on every node")
     value = ", ".join(f"{name} {facts.versions.get(name, 'none')}" for name in ("python", "ray", "torch"))
     return Finding("versions", node.address, value, problem if missing or others else None, bool(missing))
 
@@ -160,20 +165,18 @@ def find_versions(node: Node, facts: NodeFacts, wanted: Mapping[str, str]) -> Fi
 def find_gpus(node: Node, facts: NodeFacts) -> Finding:
     """Return whether Ray gives out all GPUs of a node."""
     offered = node.resources.get("GPU", 0.0)
-    problem = UserError(f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}",
-                        where=f"node {node.address}",
-                        fix=f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
+    problem = _on(node, f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}",
+                  f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
     return Finding("GPUs", node.address, f"{offered:g}", problem if offered < facts.gpus else None, stops=False)
 
 
-def find_shared_memory(node: Node, facts: NodeFacts, needed: int) -> Finding:
-    """Return whether a node has the shared memory for a worker's loader processes (bytes) and Ray's objects."""
-    value, stops = f"{_size(facts.shared_free)} free", needed > facts.shared_free
-    problem = UserError(f"{SHARED_MEMORY} has {value}; the loader processes of a worker take up to {_size(needed)}",
-                        where=f"node {node.address}",
-                        fix="give the container more (docker run --shm-size=8g; on Kubernetes an emptyDir of medium "
-                        "Memory), or set cluster.loader_workers=0")  # fmt: skip
-    is_bad = stops or facts.shared_free < LEAST_SHARED
+def find_shared_memory(node: Node, facts: NodeFacts, needed: int | None) -> Finding:
+    """Return whether a node has the shared memory for a worker's loader processes, in bytes; None: not known."""
+    value, stops = f"{_size(facts.shared_free)} free", (needed or 0) > facts.shared_free
+    takes = "" if needed is None else f"; the loader processes of a worker take up to {_size(needed)}"
+    problem = _on(node, f"{SHARED_MEMORY} has {value}{takes}", "give the container more (docker run --shm-size=8g; "
+                  "on Kubernetes an emptyDir of medium Memory), or set cluster.loader_workers=0")  # fmt: skip
+    is_bad = stops or (needed is None and facts.shared_free < LEAST_SHARED)
     return Finding("shared memory", node.address, value, problem if is_bad else None, stops)
 
 
@@ -192,28 +195,30 @@ def find_storage(node: Node, location: str, what: str, fix: str) -> Finding:
 
 def find_interface(node: Node, facts: NodeFacts) -> Finding:
     """Return whether workers of other nodes can reach those of a node by its address in the cluster."""
-    problem = UserError("no network interface of it has that address, so its workers are reached by the address that "
-                        "its host name resolves to, if at all", where=f"node {node.address}",
-                        fix="start Ray there with --node-ip-address=<an address of an interface>, or with "
-                        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
+    problem = _on(node, "no network interface of it has that address, so its workers are reached by the address that "
+                  "its host name resolves to, if at all",
+                  "start Ray there with --node-ip-address=<an address of an interface>, or with GLOO_SOCKET_IFNAME and "
+                  "NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
     value = facts.interface or "none"
     return Finding("interface", node.address, value, None if facts.interface else problem, stops=False)
 
 
-def find_ports(node: Node, facts: NodeFacts) -> Finding:
-    """Return whether a node can connect to the driver's on a port that the system chose, as workers do."""
-    problem = UserError(f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
-                        where=f"node {node.address}",
-                        fix="let nodes connect to one another on all ports from 1024 on")  # fmt: skip
-    return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None)
+def find_ports(node: Node, facts: NodeFacts, *, stops: bool) -> Finding:
+    """Return whether a node can connect to the driver's on a port that the system chose, as workers do.
+
+    It stops a training where workers are on the driver's node, too; else it says little about the others.
+    """
+    problem = _on(node, f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
+                  "let nodes connect to one another on all ports from 1024 on")  # fmt: skip
+    return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None, stops)
 
 
 def find_clock(node: Node, before: float, clock: float, after: float) -> Finding:
     """Return whether a node's clock, read between two looks at the driver's, goes with it; seconds since the epoch."""
     skew = max(clock - after, 0.0) - max(before - clock, 0.0)  # at least
     direction = "ahead of" if skew > 0 else "behind"
-    problem = UserError(f"its clock is {abs(skew):.0f} s {direction} this machine's", where=f"node {node.address}",
-                        fix="set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
+    problem = _on(node, f"its clock is {abs(skew):.0f} s {direction} this machine's",
+                  "set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
     return Finding("clock", node.address, f"{skew:+.1f} s", problem if abs(skew) > MOST_SKEW_S else None, stops=False)
 
 
@@ -230,6 +235,19 @@ def find_upload(folder: str, size: int, limit: int) -> Finding:
     problem = UserError(f"a job uploads {_size(size)}, and Ray takes at most {_size(limit)}, compressed", where=folder,
                         fix="move data and runs out of the folder, or name them in its .rayignore")  # fmt: skip
     return Finding("upload", folder, _size(size), problem if size > limit // 2 else None, size > 2 * limit)
+
+
+def join_problems(findings: Sequence[Finding]) -> list[UserError]:
+    """Return the problems among findings; nodes with the same one share it."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in filter(None, (finding.problem for finding in findings)):
+        places.setdefault((problem.what, problem.fix), []).append(problem.where)
+    return [UserError(what, where=", ".join(where[:SHOWN]) + and_more(len(where), SHOWN), fix=fix)
+            for (what, fix), where in places.items()]  # fmt: skip
+
+
+def _on(node: Node, what: str, fix: str) -> UserError:
+    return UserError(what, where=f"node {node.address}", fix=fix)
 
 
 def _size(size: int) -> str:

@@ -16,7 +16,8 @@ from scalablevit.pipeline.older_runs import older_runs
 from scalablevit.pipeline.plan_cache import cached_facts
 from scalablevit.pipeline.resolve import ResolvedStage, describe
 from scalablevit.pipeline.time_estimate import TimeEstimate, estimate_time, least_seconds, long_warning
-from scalablevit.runs.console import format_duration
+from scalablevit.run_files import RESULT, RUNS
+from scalablevit.runs.console import format_duration, say_while_waiting
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tasks.registry import task_kind
 from scalablevit.text import format_table, paint
@@ -28,7 +29,10 @@ SHOWN_CLASSES = 4
 MIN_LR_SHARE = 0.9
 """Least share of `optimizer.lr` that a schedule must reach; below it there is a warning."""
 
-
+MIN_IMAGES_A_CLASS = 10
+"""Training images divided by classes below which a start from random weights gets a warning."""
+FINISHED = "none: this run has finished, and the stage is skipped"
+"""The plan's time of a stage that need not run again."""
 MIN_EMA_DECAY = 0.5
 """Least `training.ema_decay` without a warning."""
 MAX_SGD_DECAY = 0.005
@@ -50,14 +54,19 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
     Raises:
         UserError: a model cannot be built as the recipe says, or its batch norm would get single images.
     """
-    print(f"\nplan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
+    print(f"plan of {recipe}: {len(stages)} stage{'s' * (len(stages) > 1)}", flush=True)
     times = {resolved.name: estimate_time(resolved, root) for resolved in stages}
-    models = {
-        resolved.name: cached_facts(resolved.stage, resolved.classes, root, partial(model_facts, resolved))
-        for resolved in stages
-    }
+    with say_while_waiting("plan", "the models' parameters to be counted"):
+        models = {
+            resolved.name: cached_facts(resolved.stage, resolved.classes, root, partial(model_facts, resolved))
+            for resolved in stages
+        }
+    finished = {resolved.name for resolved in stages if (root / RUNS / resolved.run_name / RESULT).is_file()}
     facts = [
-        {**plan_facts(recipe, resolved, root, models[resolved.name]), "time": format_time(times[resolved.name])}
+        {
+            **plan_facts(recipe, resolved, root, models[resolved.name]),
+            "time": FINISHED if resolved.name in finished else format_time(times[resolved.name]),
+        }
         for resolved in stages
     ]
     shared = shared_facts(facts)
@@ -73,8 +82,8 @@ def print_plan(recipe: str, stages: Sequence[ResolvedStage], root: Path) -> None
             if resolved.statistics.unknown:
                 print(_line("not yet known", unknown_text(resolved.statistics)), flush=True)
         least_s = least_seconds(resolved, float(models[resolved.name]["macs_per_pixel"]))
-        slow = long_warning(resolved.stage, times[resolved.name], least_s)
-        for warning in [*resolved.warnings, *schedule_warnings(resolved), *slow]:
+        slow = [] if resolved.name in finished else long_warning(resolved.stage, times[resolved.name], least_s)
+        for warning in [*resolved.warnings, *few_images_warning(resolved), *schedule_warnings(resolved), *slow]:
             print(paint(_line("warning", warning), "yellow"), flush=True)
         for note in older_runs(recipe, resolved, root):
             print(_line("note", note), flush=True)
@@ -149,6 +158,17 @@ def _print_facts(heading: str, facts: Mapping[str, str]) -> None:
 
 def _line(name: str, fact: str) -> str:
     return f"  {name:<14}{fact}"
+
+
+def few_images_warning(resolved: ResolvedStage) -> list[str]:
+    """Warn of random weights with too few images of a class to learn from."""
+    samples, classes = resolved.train_samples, len(resolved.classes)
+    if resolved.parents or resolved.init_weights is not None or samples >= MIN_IMAGES_A_CLASS * classes:
+        return []
+    return [
+        f"{samples} training images are {samples / classes:.1f} for each of {classes} classes, too few for a model "
+        "that starts from random weights: begin with trained ones by model.init (timm:<tag>, a file, or models:/...)"
+    ]
 
 
 def schedule_warnings(resolved: ResolvedStage) -> list[str]:

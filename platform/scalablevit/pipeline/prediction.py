@@ -133,13 +133,15 @@ def format_prediction(
     facts = {
         "devices": f"{inputs.devices} x {kind}, {prediction.images_per_device} images each in a step, "
         f"{micro} at a time",
-        "step": f"{prediction.compute_s:.4g} s computing + {prediction.exchange_s:.4g} s exchanging "
+        "step": f"{prediction.compute_s:.4g} s computing, and one device has nothing to exchange"
+        if inputs.devices == 1
+        else f"{prediction.compute_s:.4g} s computing + {prediction.exchange_s:.4g} s exchanging "
         f"{prediction.exchange_bytes / 2**20:.4g} MiB of gradients a device ({100 * prediction.efficiency:.1f} % "
         f"efficient): assumes a ring at {inputs.bandwidth_gb_s:g} GB/s, none of it hidden behind the backward pass",
         "speed": f"{prediction.images_per_s:.4g} images/s, {prediction.images_per_s / inputs.devices:.4g} a device",
-        "time": f"{prediction.hours:.3g} h ({format_duration(seconds)}): {prediction.steps} steps "
-        f"{prediction.training_hours:.3g} h, {prediction.evaluations} evaluations {prediction.evaluation_hours:.3g} h "
-        "(an image in a third of its training time)",
+        "time": f"{format_duration(seconds)}: {prediction.steps} steps "
+        f"{format_duration(3600 * prediction.training_hours)}, {prediction.evaluations} evaluations "
+        f"{format_duration(3600 * prediction.evaluation_hours)} (an image in a third of its training time)",
         "decoding": "not predicted: give --decode-rate, or --measure where the data is"
         if prediction.decode_cores is None
         else f"{prediction.decode_cores:.1f} cores in all, {prediction.decode_cores / inputs.devices:.1f} a device, at "

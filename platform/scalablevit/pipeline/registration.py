@@ -83,6 +83,7 @@ def record_model(
         description=_card(recipe, resolved, finished, store.local, plots, registry),
         outputs=_outputs(resolved.stage),
         sample=sample_image(),
+        archive=True,
     )
     # before the end, after which nothing is recorded again; a run finishes once, so its uid names the notification
     notifier_of(resolved, store, registry.root).record(

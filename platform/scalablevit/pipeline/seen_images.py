@@ -29,7 +29,9 @@ class SeenImages:
     """The same as text, with the reason where it is not known."""
 
 
-def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fraction: float, root: Path) -> SeenImages:
+def find_seen(
+    model: str, weights: Path, sha256: str, trained: Data, val: Source, most_fraction: float, root: Path
+) -> SeenImages:
     """Count the validation images whose bytes are those of an image that the model was trained on.
 
     What a run was trained on, its listing says. The run is found below the root by the model's files, so that no
@@ -38,6 +40,7 @@ def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fracti
     Args:
         model: name of the model, for texts.
         weights: file of its weights, with its config next to it.
+        sha256: of that file, in hexadecimal.
         trained: the data section that it was trained by.
         val: the split that it is evaluated on.
         most_fraction: fraction of the images, 0 to 1, that may be among those.
@@ -47,7 +50,7 @@ def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fracti
         UserError: there are more.
     """
     try:
-        train = _training_split(trained, root, _run_of(weights, root))
+        train = _training_split(trained, root, _run_of(weights, sha256, root))
     except (UserError, OSError) as error:
         return SeenImages(None, f"{UNKNOWN}: {error.what if isinstance(error, UserError) else error}")
     shared = shared_images(train, val)
@@ -67,16 +70,16 @@ def find_seen(model: str, weights: Path, trained: Data, val: Source, most_fracti
     return SeenImages(shared.count, what)
 
 
-def _run_of(weights: Path, root: Path) -> RunStore:
+def _run_of(weights: Path, sha256: str, root: Path) -> RunStore:
     """Return the run below the root whose exported files these are.
 
     Raises:
         UserError: there is none.
     """
-    config, sha256 = weights.with_name(CONFIG_NAME).read_bytes(), sha256_of(weights)
+    config = weights.with_name(CONFIG_NAME).read_bytes()
     for file in sorted((root / RUNS).glob(f"*/{CONFIG}")):
         own = file.with_name(weights.name)
-        if file.read_bytes() == config and own.is_file() and sha256_of(own) == sha256:
+        if file.read_bytes() == config and own.is_file() and (own == weights or sha256_of(own) == sha256):
             return store_of(file.parents[1])
     raise UserError(f"its run is not below {root / RUNS}")
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scalablevit.config.commands import command_line
+from scalablevit.config.commands import PROGRAM
 from scalablevit.config.recipe import Cluster
 from scalablevit.run_files import IDENTITY, RUNS
 from scalablevit.runs.console import format_duration
-from scalablevit.runs.result import StageResult
+from scalablevit.runs.result import StageResult, useless_note
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.status import Status
 from scalablevit.tracking.connection import tracking_override
@@ -122,12 +122,16 @@ def steps_of_stages(
         root_option = f"--root {shlex.quote(str(folder.parent.parent))}"
         result, registered = finished[-1]
         run = shlex.quote(result["run_name"])
-        predict = f"{command_line('predict')} {run} IMAGES --out predictions {root_option}"
+        predict = f"{PROGRAM} predict {run} IMAGES --out predictions {root_option}"
         steps.append(NextStep(f"Predict your own images with the model of stage {result['name']}:", predict))
-        if registered:
+        if useless := useless_note(result["metric"], result["value"], len(result["classes"])):
+            steps.append(NextStep(f"Train again before you use it: {useless}."))
+        elif registered:
             where = tracking_override(tracking, folder.parent.parent) if tracking else ""
-            promote = f"{command_line('promote')} {shlex.quote(result['registered_as'])} {root_option}{where}"
-            steps.append(NextStep("Compare it with the champion, and promote it if it passes the gate:", promote))
+            promote = f"{PROGRAM} promote {shlex.quote(result['registered_as'])} {root_option}{where}"
+            steps.append(
+                NextStep("Make it the champion if it passes the gate, against the champion so far if any:", promote)
+            )
         elif registered is not None:
-            steps.append(NextStep("Send to MLflow what it does not have yet:", f"{command_line('sync')} {root_option}"))
+            steps.append(NextStep("Send to MLflow what it does not have yet:", f"{PROGRAM} sync {root_option}"))
     return tuple(steps)

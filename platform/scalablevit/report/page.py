@@ -317,8 +317,12 @@ def remarks(stage: Stage) -> list[str]:
     if result is None:
         return []
     for table in class_tables(stage)[:1]:
-        name, value = min({**table.shown, **table.folded}.items(), key=lambda pair: pair[1], default=("", 0.0))
-        if len(table.shown) > 1:
+        values = {**table.shown, **table.folded}
+        name, value = min(values.items(), key=lambda pair: pair[1], default=("", 0.0))
+        zeros = list(values.values()).count(0)
+        if zeros > 1:
+            sentences.append(f"{zeros} of {len(values)} classes have {table.metric} 0.")
+        elif len(table.shown) > 1:
             sentences.append(f"Weakest class: {name} ({table.metric} {value:.4f}).")
     wrong = confusions(stage)
     if wrong and stage.task.confusion_unit == "images" and stage.findings:

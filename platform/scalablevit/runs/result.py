@@ -1,10 +1,14 @@
 """What a finished stage leaves in its run folder: `result.json`."""
 
+import math
 from dataclasses import dataclass, field, fields
 
 from scalablevit.config.recipe import Stage
 from scalablevit.run_files import RESULT
 from scalablevit.runs.run_store import RunStore
+
+USELESS = 0.01
+"""Largest mIoU and box AP of a model that has learned next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,23 @@ def load_result(store: RunStore) -> StageResult | None:
     known = {field.name for field in fields(StageResult)}  # a later version may have written more
     values = {name: value for name, value in stored.items() if name in known}
     return StageResult(**{**values, "classes": tuple(stored["classes"]), "skipped": True})
+
+
+def useless_note(metric: str, value: float, classes: int) -> str:
+    """Return a sentence on a best metric that shows that nothing was learned; empty where it may be of use.
+
+    Args:
+        metric: reported name; of users' own tasks nothing is known.
+        value: of the metric.
+        classes: number of the model's classes.
+    """
+    chance = {"val/top1": 1 / max(classes, 2), "val/miou": USELESS, "val/box_ap": USELESS}.get(metric, -math.inf)
+    if not value <= chance:  # also not a number
+        return ""
+    return (
+        f"{metric.removeprefix('val/')} {value:.4f} is no better than chance: the model has learned next to nothing; "
+        "it takes more images, trained weights to start from (model.init), or a longer training"
+    )
 
 
 def without_secrets(stage: Stage) -> Stage:

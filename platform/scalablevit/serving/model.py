@@ -1,6 +1,7 @@
 """The registered model: encoded images in, predictions out. MLflow runs this file ("models from code") to load it."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
+
+ARCHIVE = Path(__file__).with_name("code") / "scalablevit.zip"
+"""Our package in a registered version, one file; versions of before have its folder, which MLflow puts on the path."""
+if ARCHIVE.is_file():
+    sys.path.insert(0, str(ARCHIVE))
 
 
 class BadRequest(MlflowException):

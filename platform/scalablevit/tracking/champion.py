@@ -1,14 +1,21 @@
 """Reads and moves the aliases candidate and champion of a registered model; reads and writes tags of its versions."""
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from scalablevit.config.errors import UserError
+from scalablevit.text import and_more
 from scalablevit.tracking.connection import bounded_requests, check_exists, connect, format_error, without_credentials
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REQUEST_TIMEOUT_S, REQUEST_RETRIES = 30, 2
 """Seconds and retries of one request, see `bounded_requests`."""
+
+_MODELS, _SHOWN_MODELS = 1000, 20
+"""Most registered models that are looked at, as many as MLflow lists at once, and that are named in an error."""
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes for a model or version, and for an alias, that it does not have."""
 
 
 def aliases(uri: str, name: str) -> dict[str, int]:
@@ -78,8 +85,27 @@ def _short_requests(uri: str, what: str) -> Iterator[None]:
         with bounded_requests(REQUEST_TIMEOUT_S, REQUEST_RETRIES):
             yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(
-            f"{what}: {format_error(error, uri)}",
-            where=without_credentials(uri),
-            fix="name a model that is registered there, and make sure that the server responds",
-        ) from None
+        raise failed_lookup(error, what, uri) from None
+
+
+def failed_lookup(error: Exception, what: str, uri: str) -> UserError:
+    """Return the error for a registered model or version that could not be read, with the names that there are.
+
+    Args:
+        error: of MLflow's client.
+        what: the model or version, as NAME, NAME/VERSION, NAME@ALIAS, or one of them after `models:/`.
+        uri: MLflow's address.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    where, name = without_credentials(uri), re.split("[/@]", what.removeprefix("models:/"))[0]
+    if getattr(error, "error_code", "") in _NOT_THERE:
+        with suppress(MlflowException, SQLAlchemyError, OSError), bounded_requests(REQUEST_TIMEOUT_S):
+            names = [model.name for model in connect(uri).search_registered_models(max_results=_MODELS)]
+            if name not in names and len(names) < _MODELS:
+                known = ", ".join(names[:_SHOWN_MODELS]) + and_more(len(names), _SHOWN_MODELS)
+                fix = f"registered there: {known or 'no model'}; a training registers its model at its end"
+                return UserError(f"nothing is registered as {name}", where=where, fix=fix)
+    fix = "name a model that is registered there, and make sure that the server responds"
+    return UserError(f"{what}: {format_error(error, uri)}", where=where, fix=fix)

@@ -210,6 +210,7 @@ class Outbox:
         description: str | None = None,
         outputs: str | None = None,
         sample: str | None = None,
+        archive: bool | None = None,
     ) -> None:
         """Append a `ModelRecord`, and copy our package into the outbox: the job's copy of it vanishes with the job.
 
@@ -227,6 +228,7 @@ class Outbox:
             description: description of the version in Markdown, see `ModelRecord`.
             outputs: columns of a prediction, see `ModelRecord`.
             sample: an image file in base64, see `ModelRecord`.
+            archive: whether the package goes as one zip file, see `ModelRecord`.
         """
         package = Path(package).resolve()
         sums = {file: sha256_of(folder / file) for file in (WEIGHTS_NAME, CONFIG_NAME)}
@@ -255,6 +257,7 @@ class Outbox:
             description=description,
             outputs=outputs,
             sample=sample,
+            archive=archive,
         )
         self._append(record)
 

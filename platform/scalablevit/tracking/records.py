@@ -129,6 +129,8 @@ class ModelRecord(_Record):
     """Columns of a prediction: JSON as MLflow's `Schema.to_json` gives it; None: any."""
     sample: str | None = None
     """An image file in base64, as an example of a request."""
+    archive: bool | None = None
+    """Whether `code` goes to MLflow as one zip file, which its serving file puts on the path; None: as its files."""
 
     def as_dict(self) -> RecordFields:
         """Return the line's fields, without those newer than the format that are None."""

@@ -4,9 +4,11 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalablevit.config.packages import package_files
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
 from scalablevit.tracking.connection import Refused, bounded_requests, connect
@@ -133,11 +135,12 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
         model_id=model.model_id,
         run_id=model.source_run_id,
     )
+    packages = [_archive(code[0], target.parent), *code[1:]] if record.archive else code
     try:
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(code[0] / record.serving),
-            code_paths=[str(package) for package in code],
+            code_paths=[str(package) for package in packages],
             artifacts={"weights": str(folder / WEIGHTS_NAME), "config": str(folder / CONFIG_NAME)},
             signature=ModelSignature(outputs=_output_schema(record.outputs)),
             input_example=None if record.sample is None else pd.DataFrame({INPUT_COLUMN: [record.sample]}),
@@ -147,6 +150,16 @@ def _save(target: Path, model: "LoggedModel", record: ModelRecord, code: list[Pa
         )
     except MlflowException as error:
         raise Refused(f"the model cannot be packed: {error.message}") from error
+
+
+def _archive(package: Path, folder: Path) -> Path:
+    """Write a package into `<package>.zip`, equal files as equal bytes: each file of its own would be a request."""
+    path = folder / f"{package.name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in package_files(package):
+            entry = zipfile.ZipInfo(file.relative_to(package.parent).as_posix())
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return path
 
 
 def _output_schema(columns: str | None) -> "Schema":

@@ -11,7 +11,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.stored import ModelConfig, stored_config
 from scalablevit.io import sha256_of
 from scalablevit.run_files import CONFIG_NAME, WEIGHTS_NAME
-from scalablevit.tracking.connection import bounded_requests, check_exists, connect, format_error, without_credentials
+from scalablevit.tracking.champion import failed_lookup
+from scalablevit.tracking.connection import bounded_requests, check_exists, connect
 from scalablevit.tracking.tags import CONFIG_SHA256, WEIGHTS_SHA256
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ def resolve_weights(model_uri: str, tracking_uri: str, cache: Path) -> Registere
             if not _intact(folder, sums):
                 _fetch(client, version, tracking_uri, folder)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(
-            f"{model_uri}: {format_error(error, tracking_uri)}",
-            where=without_credentials(tracking_uri),
-            fix="name a version that is registered there, and make sure that the server responds",
-        ) from None
+        raise failed_lookup(error, model_uri, tracking_uri) from None
     if not _intact(folder, sums):
         raise UserError(
             f"{model_uri}: its files differ from the SHA-256 sums that the version carries",

@@ -27,8 +27,11 @@ own, and other threads do not use what is freed there: a worker has about 30 thr
 variables a process stays as large as its largest step. glibc reads them only when a process starts. Sizes are in bytes.
 """
 
-INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Variables that name the network interface of a process group, of Gloo and of NCCL."""
+INTERFACE_VARIABLES = {"GLOO_SOCKET_IFNAME": "", "NCCL_SOCKET_IFNAME": "="}
+"""Variables that name the network interface of a process group, of Gloo and of NCCL, and what stands before the name.
+
+NCCL takes a name without `=` for a prefix: eth1 would be eth10, too.
+"""
 
 
 def worker_variables(gpus: float) -> dict[str, str]:
@@ -49,10 +52,10 @@ def use_interface_of(address: str) -> None:
     Args:
         address: this node's address in the cluster. One of loopback changes nothing: the cluster is this machine.
     """
-    name = "" if ip_address(address).is_loopback else interface_of(address)
-    if name:
-        for variable in INTERFACE_VARIABLES:
-            os.environ.setdefault(variable, name)
+    name = interface_of(address)  # none for a host's name, which is no IP address
+    if name and not ip_address(address).is_loopback:
+        for variable, before in INTERFACE_VARIABLES.items():
+            os.environ.setdefault(variable, before + name)
 
 
 def interface_of(address: str) -> str:

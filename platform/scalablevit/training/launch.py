@@ -66,9 +66,7 @@ def launch(
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
-    own_callbacks: list[ray.train.UserCallback] = [_NodeInterface(), _Release()]
-    if stop_file is not None:
-        own_callbacks.append(_StopFileWatcher(stop_file))
+    own_callbacks = [_NodeInterface(), _Release(), *([_StopFileWatcher(stop_file)] if stop_file is not None else [])]
     kept = "" if worker_config.evaluate_only else run_folder
     onwards = "going on from the last checkpoint" if kept else "beginning again"
     lost = unplaced = 0
@@ -206,7 +204,7 @@ def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "fi
 
 
 def _use_node_interface() -> None:
-    use_interface_of(ray.util.get_node_ip_address())
+    use_interface_of(str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

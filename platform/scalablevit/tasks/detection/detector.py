@@ -19,6 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, sigmoid_focal_loss
 from torchvision.ops import boxes as boxes_of_torchvision
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from scalablevit.config.task import Detection
 from scalablevit.models.backbone import Pyramid
@@ -316,6 +317,11 @@ def _mask_rcnn(task: Detection, pyramid: Pyramid, num_classes: int) -> Any:
         mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
     )
+    strides = pyramid.strides
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        # torchvision would guess them from the first batch, wrongly where its images are far below their padded height
+        pool.scales = [1 / stride for stride in strides]
+        pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
     _initialize(model.rpn)
     _initialize(model.roi_heads)
     return model

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.config.task import SHOWN_SCORE
+from scalablevit.config.task_info import TASKS
 from scalablevit.data.names import printable
 from scalablevit.tasks.output import OVERLAYS, PredictionDict, picture_path, refuse_other_size
 from scalablevit.viz.overlays import draw_boxes
@@ -56,7 +57,8 @@ class Detections:
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.classes)]
         self._file = (self.folder / self.name).open("w", encoding="utf-8")
         # annotations are written as they come: those of a million images would fill the memory
-        self._file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
+        info = {"description": TASKS["detection"].output_note}
+        self._file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)},\n"annotations": [')
         return self
 
     def add(self, name: str, prediction: PredictionDict) -> None:
