@@ -137,7 +137,8 @@ def backup(target: Path) -> str:
     (partial / "objects").mkdir(mode=0o700, parents=True)
     for name in DATABASES:
         _run("pg_dump", "--format=custom", f"--file={partial / name}.dump", name)
-    sums, keys = {f"{name}.dump": _sha256(partial / f"{name}.dump") for name in DATABASES}, {}
+    sums = {f"{name}.dump": _sha256(partial / f"{name}.dump") for name in DATABASES}
+    keys: dict[str, str] = {}
     for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for entry in page.get("Contents", []):
             file = f"objects/{len(keys):08d}"  # a key need not be a path
