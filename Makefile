@@ -24,7 +24,7 @@ REAL ?= real
 # which of the long tests `make test-rotating` takes: another choice every hour
 SEED ?= $(shell expr $$(date +%s) / 3600)
 
-.PHONY: help setup full tune-demo test test-real test-long test-rotating test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock docs head-stop clean
+.PHONY: help setup full tune-demo test test-real test-long test-rotating test-cluster test-cluster-long test-browser test-gpu chaos overfit-coco bench bench-quick bench-tune lint lock docs head-stop clean
 
 help:
 	@echo "make full       train the demo on a local Ray head (ARGS=... for another recipe; SCALABLEVIT_ROOT: where runs lie)"
@@ -35,6 +35,7 @@ help:
 	@echo "make test-rotating  some of the long tests and of the kills, chosen by the hour (SEED=... for the same again)"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"
+	@echo "make test-cluster  a job over two hosts with networks of their own, of which one is lost; -long: more such"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench      speed against the bars, below an hour; dated results below build/bench (DATA=<folder>)"
@@ -87,6 +88,12 @@ test-long: setup
 test-rotating: setup
 	SCALABLEVIT_ROTATION=$(SEED) timeout 1800 $(BIN)/python -m pytest -m rotating \
 		$$(grep -rl 'mark\.rotating' tests --include='test_*.py' | sort)
+
+test-cluster: setup
+	timeout 900 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
+
+test-cluster-long: setup
+	timeout 3600 $(BIN)/python -m pytest -m "cluster and long" -rs tests/cluster
 
 test-browser: setup
 	timeout 600 $(BIN)/python -m pytest -m browser tests/browser

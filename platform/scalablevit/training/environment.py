@@ -1,10 +1,14 @@
-"""Environment variables that a worker process must have before it starts."""
+"""Environment variables of worker processes: those they must start with, and those that depend on their node."""
 
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from ipaddress import ip_address
 from multiprocessing import get_context
 from typing import ParamSpec, TypeVar
+
+import psutil
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -23,6 +27,9 @@ own, and other threads do not use what is freed there: a worker has about 30 thr
 variables a process stays as large as its largest step. glibc reads them only when a process starts. Sizes are in bytes.
 """
 
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Variables that name the network interface of a process group, of Gloo and of NCCL."""
+
 
 def worker_variables(gpus: float) -> dict[str, str]:
     """Return the variables of a worker's environment; values that this process already has win.
@@ -31,6 +38,25 @@ def worker_variables(gpus: float) -> dict[str, str]:
         gpus: number of the worker's GPUs. A worker with a GPU gets no variables: its tensors are not in its heap.
     """
     return {} if gpus else {name: os.environ.get(name, value) for name, value in CPU_ALLOCATOR.items()}
+
+
+def use_interface_of(address: str) -> None:
+    """Let the process groups of this process use the network interface with an address; names already set win.
+
+    Left alone, Gloo takes the address to which the host's name resolves. On Debian and its kin that is a loopback
+    address, and the workers of two machines do not find each other.
+
+    Args:
+        address: this node's address in the cluster. One of loopback changes nothing: the cluster is this machine.
+    """
+    if ip_address(address).is_loopback:
+        return
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.family in kinds and entry.address.partition("%")[0] == address for entry in entries):
+            for variable in INTERFACE_VARIABLES:
+                os.environ.setdefault(variable, name)
+            return
 
 
 def call_in_cpu_worker(

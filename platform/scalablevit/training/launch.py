@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from scalablevit.config.errors import TrainingFailed
 from scalablevit.config.recipe import Stage
-from scalablevit.training.environment import worker_variables
+from scalablevit.training.environment import use_interface_of, worker_variables
 from scalablevit.training.ray_internals import (
     TRAIN_VARIABLES,
     ControllerCallback,
@@ -66,7 +66,9 @@ def launch(
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
-    own_callbacks = [_Release()] if stop_file is None else [_Release(), _StopFileWatcher(stop_file)]
+    own_callbacks: list[ray.train.UserCallback] = [_NodeInterface(), _Release()]
+    if stop_file is not None:
+        own_callbacks.append(_StopFileWatcher(stop_file))
     kept = "" if worker_config.evaluate_only else run_folder
     onwards = "going on from the last checkpoint" if kept else "beginning again"
     lost = unplaced = 0
@@ -136,6 +138,15 @@ def _trainer(
     return keep_sigint_handler(trainer)
 
 
+class _NodeInterface(WorkerGroupCallback):
+    """Makes each worker use the network interface that has its node's address in Ray; runs in the controller."""
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """Choose the interfaces of new workers; Ray calls this before it sets up their process group."""
+        ray.get([worker.execute_async(_use_node_interface) for worker in workers])
+        return {}
+
+
 class _Release(WorkerGroupCallback, ControllerCallback):
     """Releases the resources of a controller's last worker group at the controller's end; runs in the controller.
 
@@ -192,6 +203,10 @@ def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "fi
     if isinstance(cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError):
         return "lost", "a worker was lost while the workers were being started"
     return "final", "the workers failed"
+
+
+def _use_node_interface() -> None:
+    use_interface_of(ray.util.get_node_ip_address())
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:

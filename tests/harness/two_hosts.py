@@ -1,0 +1,128 @@
+"""A Ray cluster over hosts of their own (`harness.hosts`), and jobs on it as a user starts them: on the first host."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.heads import ROOT
+from harness.hosts import Host, hosts
+from scalablevit.run_files import ATTEMPTS
+
+PORT = "6379"
+START_S = 180
+QUICK_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_start_wait_time_s": "90",
+}
+"""How soon Ray's head gives up a node that does not answer: about 8 s in place of 60."""
+
+
+class Cluster:
+    """A head on the first host, and nodes of one CPU each.
+
+    Args:
+        members: the hosts.
+        folder: the shared folder, with `ray` in it, which is each host's own but for the first and the head's.
+    """
+
+    def __init__(self, members: list[Host], folder: Path) -> None:
+        self.hosts = members
+        self.folder = folder
+        self.address = f"{members[0].address}:{PORT}"
+        self._command = str(Path(sys.executable).with_name("ray"))
+        self._nodes = 0
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Variables of every process on the hosts."""
+        dropped = ("PYTHONPATH", "SCALABLEVIT_ROOT", "RAY_ADDRESS")
+        return {**{name: value for name, value in os.environ.items() if name not in dropped}, **QUICK_HEALTH,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+                "RAY_TMPDIR": str(self.folder / "ray"), **more}  # fmt: skip
+
+    def start_head(self) -> None:
+        """Start the head."""
+        self._start(self.hosts[0], "--head", "--port", PORT, "--temp-dir", str(self.folder / "ray"),
+                    "--include-dashboard", "false")  # fmt: skip
+
+    def start_node(self, host: Host) -> None:
+        """Start a node on a host."""
+        self._start(host, "--address", self.address)
+
+    def _start(self, host: Host, *options: str) -> None:
+        self._nodes += 1
+        log = self.folder / f"{host.name}-{self._nodes}.log"
+        process = host.start(log, self._command, "start", "--block", "--disable-usage-stats", "--num-cpus", "1",
+                             "--node-ip-address", host.address, *options, env=self.environment())  # fmt: skip
+        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, START_S, log)
+        assert process.poll() is None, log.read_text()
+
+    def job(self, recipe: Mapping[str, Any], name: str, **variables: str) -> "HostJob":
+        """Start a pretraining on the first host, with a root of its own in the shared folder."""
+        return HostJob(self, recipe, self.folder / name, variables)
+
+
+class HostJob:
+    """A pretraining that runs on the first host.
+
+    Args:
+        cluster: where.
+        recipe: what.
+        root: its root.
+        variables: more variables of its environment.
+    """
+
+    def __init__(self, cluster: Cluster, recipe: Mapping[str, Any], root: Path, variables: Mapping[str, str]) -> None:
+        self.root = root
+        root.mkdir(parents=True)
+        file = root / "recipe.json"
+        file.write_text(json.dumps(recipe))
+        self.log = root / "job.log"
+        environment = cluster.environment(RAY_ADDRESS=cluster.address, **variables)
+        command = [sys.executable, str(ROOT / "pipelines" / "pretrain.py"), "--recipe", str(file), "--root", str(root)]
+        self.process = cluster.hosts[0].start(self.log, *command, env=environment)
+
+    def newest_checkpoint(self) -> int:
+        """Step of the newest checkpoint; -1 before the first."""
+        found = self.root.glob("runs/*/checkpoints/*/manifest.json")
+        return max((int(path.parent.name.removeprefix("step_").partition("-")[0]) for path in found), default=-1)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What is noted of its attempts, of one kind."""
+        found = [
+            json.loads(line) for path in self.root.glob(f"runs/*/{ATTEMPTS}") for line in path.read_text().splitlines()
+        ]
+        return [event for event in found if event["event"] == kind]
+
+    def ended(self, limit_s: float) -> int:
+        """Wait for its end and return the exit status."""
+        try:
+            return self.process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended after {limit_s} s\n{self.log.read_text()}") from None
+
+
+@contextmanager
+def two_hosts(folder: Path) -> Iterator[Cluster]:
+    """Two hosts with a head on the first; the second has no node yet."""
+    (folder / "ray").mkdir()
+    with hosts(2, folder, [folder / "ray"]) as members:
+        cluster = Cluster(members, folder)
+        cluster.start_head()
+        yield cluster
+
+
+def wait_for(due: Any, limit_s: float, log: Path) -> None:
+    """Wait until something holds; at the limit the log is shown."""
+    deadline = time.monotonic() + limit_s
+    while not due():
+        assert time.monotonic() < deadline, f"waited {limit_s} s\n{log.read_text()}"
+        time.sleep(0.1)
