@@ -48,6 +48,7 @@ REFERENCE = REPOSITORY / "docs" / "reference"
 """Pages that docs/reference.py makes; not in the repository."""
 NO_DRY_RUN = (
     "check_data.py",
+    "doctor.py",
     "plan.py",
     "recipe.py list",
     "recipe.py new",

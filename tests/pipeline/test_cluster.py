@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from harness.signal_handlers import handlers
 
+from scalablevit.cli import main
 from scalablevit.config.errors import UserError
 from scalablevit.config.loading import load_recipe
 from scalablevit.pipeline import cluster
@@ -15,6 +17,7 @@ from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE
 
+__all__ = ["handlers"]
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 pytestmark = pytest.mark.ray
@@ -143,3 +146,19 @@ def test_a_task_that_no_node_has_room_for_is_refused(monkeypatch):
     stage = load_recipe(RECIPE, ["cluster.cpus_per_worker=1", "cluster.gpus_per_worker=1"]).stages["pretrain"]
     with pytest.raises(UserError, match="no node with 1 CPU and 1 GPU"):
         cluster.count_processes(stage)
+
+
+def test_doctor_asks_every_node(two_nodes, tmp_path, capsys, handlers):
+    import ray
+
+    ray.shutdown()
+    capsys.readouterr()
+    assert main("doctor", ["--root", str(tmp_path), "--json"]) == 0
+    assert not ray.is_initialized()
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    levels = {(each["what"], each["level"]) for each in findings if each["what"] not in ("token", "disk", "GPUs")}
+    assert {level for _, level in levels} == {"good"}
+    counts = {what: sum(each["what"] == what for each in findings) for what, _ in levels}
+    on_each = dict.fromkeys(("versions", "shared memory", "storage", "clock"), 2)
+    assert counts == {**on_each, "cluster": 1, "tracking": 1, "upload": 1, "shared folders": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["runs"] and not list((tmp_path / "runs").iterdir())

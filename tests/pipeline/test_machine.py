@@ -6,7 +6,7 @@ import pytest
 
 from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Length
-from scalablevit.pipeline import machine
+from scalablevit.pipeline import machine, node_checks
 from scalablevit.pipeline.machine import machine_warnings
 from scalablevit.pipeline.resolve import ResolvedStage
 
@@ -26,7 +26,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(machine, "local_resources", lambda **_: {"CPU": 2.0, "GPU": 0.0})
     monkeypatch.setattr(machine, "_available_bytes", lambda: 20 * 2.0**30)
-    monkeypatch.setattr(machine, "NVIDIA", Path("/nowhere"))
+    monkeypatch.setattr(node_checks, "NVIDIA", Path("/nowhere"))
 
 
 def test_what_fits_is_passed_over_without_counting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_memory_is_counted_where_a_rough_bound_does_not_fit(monkeypatch: pytest.
 def test_gpus_that_no_stage_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for gpu in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / gpu).mkdir()
-    monkeypatch.setattr(machine, "NVIDIA", tmp_path)
+    monkeypatch.setattr(node_checks, "NVIDIA", tmp_path)
     monkeypatch.setattr(machine, "local_resources", lambda **_: {"CPU": 2.0, "GPU": 2.0})
     assert machine_warnings([resolved()]) == [
         "this machine has 2 GPUs, and no stage uses one: set cluster.gpus_per_worker=1"

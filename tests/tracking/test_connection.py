@@ -16,6 +16,7 @@ from scalablevit.tracking.connection import (
     Refused,
     artifact_location,
     bounded_requests,
+    check_response,
     check_uri,
     classify_error,
     format_error,
@@ -172,3 +173,14 @@ def test_a_path_in_an_sqlite_address_is_kept_whole() -> None:
     assert artifact_location(uri) == "file:///exp%20%232/mlartifacts"
     assert without_credentials("sqlite:////data/m.db?password=canary") == "sqlite:////data/m.db"
     assert sqlite_file("http://host") is None
+
+
+def test_a_server_that_does_not_respond_is_named_without_its_password(tmp_path) -> None:
+    with pytest.raises(UserError, match="MLflow does not respond as it should: ") as raised:
+        check_response("http://me:canary-4711@127.0.0.1:9")
+    assert "tracking.uri=http://127.0.0.1:9" in str(raised.value) and "canary" not in str(raised.value)
+    missing, damaged = tmp_path / "missing.db", tmp_path / "damaged.db"
+    assert check_response(f"sqlite:///{missing}") == "no file yet: the first run makes it" and not missing.exists()
+    damaged.write_bytes(b"no database " * 99)
+    with pytest.raises(UserError, match="not a database"):
+        check_response(f"sqlite:///{damaged}")

@@ -187,11 +187,25 @@ def test_living_nodes_are_listed(monkeypatch):
     """That Ray's dictionaries have these keys, tests/pipeline/test_cluster.py shows on a cluster."""
     inspect.signature(ray.nodes).bind()
     known = [
-        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}},
-        {"NodeID": "b", "Alive": False, "Resources": {}},
+        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}, "NodeManagerAddress": "10.0.0.1"},
+        {"NodeID": "b", "Alive": False, "Resources": {}, "NodeManagerAddress": "10.0.0.2"},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: known)
-    assert ray_internals.alive_nodes() == [ray_internals.Node("a", {"CPU": 2.0})]
+    assert ray_internals.alive_nodes() == [ray_internals.Node("a", {"CPU": 2.0}, "10.0.0.1")]
+
+
+def test_the_size_of_an_upload_is_that_of_what_ray_would_pack(tmp_path):
+    purpose = "by `doctor`, to say how much a job would upload"
+    packing = "ray._private.runtime_env.packaging"
+    for module, name in ((packing, "_dir_travel"), (packing, "_get_excludes"), (packing, "GCS_STORAGE_MAX_SIZE"),
+                         ("ray._private.ray_constants", "get_runtime_env_default_excludes")):  # fmt: skip
+        private(module, name, purpose)
+    for name, content in {"a.py": "xyz", "deep/b.py": "xy", "data/c.bin": "x" * 99, ".venv/d": "x" * 99, "e.pem": "x",
+                          ".gitignore": "data/\n", ".rayignore": "*.pem\n"}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    size, limit = ray_internals.upload_size(tmp_path)
+    assert (size, limit) == (3 + 2 + 6 + 6, 512 * 2**20), broken("what it packs", purpose)
 
 
 def test_gpus_are_counted_without_torch():

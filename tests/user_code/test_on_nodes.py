@@ -1,7 +1,5 @@
 """Users' packages on a cluster: what travels with a job, and that every node has the same."""
 
-from types import SimpleNamespace
-
 import pytest
 from harness.user_code import packages_in, write_package
 
@@ -9,6 +7,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.user_code import find_packages, package_sums
 from scalablevit.pipeline import cluster
 from scalablevit.pipeline.cluster import PACKAGE, _sums_here, connect, refuse_other_code
+from scalablevit.training.ray_internals import Node
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def test_what_is_not_installed_travels_with_the_job(place, tmp_path, monkeypatch
     given = {}
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", lambda **arguments: given.update(arguments))
-    monkeypatch.setattr(cluster, "alive_nodes", lambda: [SimpleNamespace(resources={"CPU": 2.0}, id="a")])
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: [Node("a", {"CPU": 2.0}, "10.0.0.1")])
     connect([], tmp_path, imports=["mine", "pytest"])
     assert given["runtime_env"]["py_modules"] == [str(PACKAGE), str(place / "mine")]
 

@@ -299,6 +299,38 @@ class TrainingPlan(Document):
     """In the order of running."""
 
 
+# --- the machines ---
+
+
+class FoundFact(_Shape):
+    """What was found about one thing at one place."""
+
+    what: str
+    """The thing, such as `versions`, `disk`, `clock`."""
+    where: str
+    """Address of the node, or what else it belongs to."""
+    value: str
+    """What is there, for people."""
+    level: str
+    """`good`, `warning`, or `stops`: a training would be refused."""
+    problem: str
+    """What is wrong; empty: nothing."""
+    fix: str
+    """What to do about it."""
+
+
+class Diagnosis(Document):
+    """`doctor`: what is good and bad about this machine or the cluster."""
+
+    schema_name = "scalablevit.doctor"
+    root: str
+    """The platform's root."""
+    findings: tuple[FoundFact, ...]
+    """In the order of the table."""
+    not_checked: tuple[str, ...]
+    """What could not be looked at, and why."""
+
+
 # --- records and reports ---
 
 
@@ -361,6 +393,6 @@ class ReportMade(Document):
 
 DOCUMENTS: tuple[type[Document], ...] = (
     RunList, RunDetails, RecipeList, DataCheck, TrainingPlan, TrainingPrediction, Evaluation, Promotion, Prediction,
-    Sync, ReportMade,
+    Diagnosis, Sync, ReportMade,
 )  # fmt: skip
 """All of them, in the order of the commands' use."""

@@ -52,6 +52,10 @@ VERBS = {
         "scalablevit.cli.plan",
         "Predict what a training takes: hours, images/s, decode cores, memory, checkpoint traffic and cost.",
     ),
+    "doctor": Verb(
+        "scalablevit.cli.doctor",
+        "Check what a training needs of this machine, the cluster, storage and MLflow, and say what to do.",
+    ),
     "replay": Verb(
         "scalablevit.cli.replay", "Repeat a captured training step and print the first tensors that are not finite."
     ),

@@ -5,7 +5,9 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 from scalablevit.config.errors import UserError, UserErrors, raise_all
 from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages
+from scalablevit.pipeline import node_checks
+from scalablevit.pipeline.node_checks import Finding, NodeFacts
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
 from scalablevit.runs.console import say_while_waiting
 from scalablevit.runs.signals import interruptible_start
 from scalablevit.training.environment import worker_variables
-from scalablevit.training.ray_internals import JOB_VARIABLE, alive_nodes, count_gpus
+from scalablevit.training.ray_internals import JOB_VARIABLE, Node, alive_nodes, count_gpus
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """Folder of this package: in a job, of the uploaded copy."""
@@ -58,16 +62,39 @@ def connect(
     """
     names = [*imports, *(name for resolved in stages for name in resolved.stage.imports)]
     packages = find_packages(names)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _check_fit(stages, [local_resources()], "this machine")
+    start_ray(packages, _trial_variables(stages, trial_gpus))
+    nodes = alive_nodes()
+    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
+    if address and not trial_gpus:  # the plan has those of this machine
+        for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
+            print(f"warning: {warning}", flush=True)
+    _check_nodes(stages, root, nodes)
+    if len(nodes) > 1:
+        _check_reach(stages, root, [node.id for node in nodes], files)
+        refuse_other_code(packages, [node.id for node in nodes])
+
+
+def start_ray(packages: Sequence[UserPackage] = (), variables: Mapping[str, str] | None = None) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine, without further checks.
+
+    Args:
+        packages: users' packages that the job imports.
+        variables: environment variables of the job's processes.
+
+    Raises:
+        UserError: the cluster does not answer, or another copy of this package may have been meant.
+    """
     _refuse_other_package()
     address = os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         _check_address(address)
-    else:
-        _check_fit(stages, [local_resources()], "this machine")
     import ray
 
-    variables = {"RAY_ADDRESS": address} if address else {}  # Ray's placement-group cleaner reads it
-    variables |= _trial_variables(stages, trial_gpus)
+    # Ray's placement-group cleaner reads the address
+    variables = {**({"RAY_ADDRESS": address} if address else {}), **(variables or {})}
     try:
         with interruptible_start(), say_while_waiting("ray", "the cluster" if address else "Ray on this machine"):
             ray.init(
@@ -84,14 +111,6 @@ def connect(
             where=f"RAY_ADDRESS={address}" if address else "",
             fix=START_HEAD_HINT if address else "try again when the machine is less busy",
         ) from None
-    nodes = alive_nodes()
-    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
-    if address is not None and not trial_gpus:  # the plan has those of this machine
-        for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
-            print(f"warning: {warning}", flush=True)
-    if len(nodes) > 1:
-        _check_reach(stages, root, [node.id for node in nodes], files)
-        refuse_other_code(packages, [node.id for node in nodes])
 
 
 def _sent_folders(packages: Sequence[UserPackage]) -> list[str]:
@@ -177,11 +196,7 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
         nodes: resources of each node, by Ray's names (`CPU`, `GPU`).
     """
     free = [dict(node) for node in nodes]
-    wanted = [
-        {"GPU": stage.cluster.gpus_per_worker, "CPU": stage.cluster.cpus_per_worker}
-        for stage in stages
-        for _ in range(stage.cluster.workers)
-    ]
+    wanted = [_resources(stage) for stage in stages for _ in range(stage.cluster.workers)]
     for worker in sorted(wanted, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
         node = next((node for node in free if _workers_on(node, worker) >= 1), None)
         if node is None:
@@ -247,9 +262,8 @@ def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]
 
 def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
     """Return an error if the nodes have too few resources for the stage's least number of workers; else nothing."""
-    cluster = resolved.stage.cluster
     workers = least_workers(resolved.stage)
-    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    wanted = _resources(resolved.stage)
     room = sum(_workers_on(node, wanted) for node in nodes)
     if room >= workers:
         return []
@@ -266,6 +280,11 @@ def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: s
             fix=(f"set cluster.workers={room}, " if room else "") + "ask less for each worker, or add nodes",
         )
     ]
+
+
+def _resources(stage: Stage) -> dict[str, float]:
+    """Return what a worker of the stage takes, by Ray's names."""
+    return {"CPU": stage.cluster.cpus_per_worker, "GPU": stage.cluster.gpus_per_worker}
 
 
 def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
@@ -290,13 +309,10 @@ def _check_reach(
     probes: dict[str, Path] = {}
     for resolved in stages:
         stage, keys = resolved.stage, f"stage {resolved.name}: "
-        storage = stage.cluster.storage or str(root / RUNS)
+        storage = storage_location(stage.cluster.storage, root)
         if "://" not in storage:
-            folder = root / Path(storage).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            probes[keys] = folder / f".probe-{secrets.token_hex(8)}"
-            probes[keys].touch()
-            wanted[str(probes[keys])] = f"{keys}cluster.storage ({folder})"
+            probes[keys] = make_probe(storage)
+            wanted[str(probes[keys])] = f"{keys}cluster.storage ({storage})"
         data = str(root / Path(stage.data.root).expanduser())
         wanted[data] = f"{keys}data.root ({data})"
         if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
@@ -306,6 +322,85 @@ def _check_reach(
     finally:
         for probe in probes.values():
             probe.unlink()
+
+
+def make_probe(folder: str) -> Path:
+    """Return a new file in a folder of this machine, by which other nodes show whether they see the folder."""
+    probe = Path(folder, f".probe-{secrets.token_hex(8)}")
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    return probe
+
+
+def storage_location(given: str | None, root: Path) -> str:
+    """Return the folder or address of run storage, by `cluster.storage`; None: not given."""
+    storage = given or RUNS
+    return storage if "://" in storage else str(root / Path(storage).expanduser())
+
+
+def _check_nodes(stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[Node]) -> None:
+    """Refuse nodes that cannot train the stages, and print warnings; see `find_on_nodes`."""
+    findings = find_on_nodes(
+        nodes,
+        sorted({storage_location(resolved.stage.cluster.storage, root) for resolved in stages}),
+        [resolved.stage for resolved in stages],
+    )
+    for finding in findings:
+        if finding.problem is not None and not finding.stops:
+            problem = finding.problem
+            print(f"warning: {problem.where}: {problem.what}; {problem.fix}", flush=True)
+    raise_all([finding.problem for finding in findings if finding.problem is not None and finding.stops])
+
+
+def find_on_nodes(
+    nodes: Sequence[Node], storages: Sequence[str], stages: Sequence[Stage] | None = None
+) -> list[Finding]:
+    """Return what is good and bad on each node, before it costs a training time.
+
+    Args:
+        nodes: of the connected cluster; a single one is this machine.
+        storages: locations of run storage; folders are created here if they do not exist.
+        stages: what is to be trained; None: not known, so that workers may be on every node.
+
+    Raises:
+        UserError: not every node answered in time.
+    """
+    for location in storages:
+        if "://" not in location:
+            with suppress(OSError):  # the nodes say what is wrong with it
+                Path(location).mkdir(parents=True, exist_ok=True)
+    answers: Mapping[str, NodeFacts]
+    found: list[Finding] = []
+    ids = [node.id for node in nodes]
+    if len(nodes) == 1:
+        answers = {ids[0]: node_checks.collect(["", *storages])}
+    else:
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        host = next(node.address for node in nodes if node.id == own)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server(("", 0), family=family, backlog=len(nodes)) as server:
+            place = f"{host}:{server.getsockname()[1]}"
+            answers = _ask_nodes(ids, node_checks.collect, [place, *storages], "whether it can train")
+        before = time.time()
+        clocks = _ask_nodes(ids, node_checks.read_clock, [], "what time it is")
+        after = time.time()
+        found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes]
+    here, apart = node_checks.versions(), len({node.address for node in nodes}) > 1
+    for node in nodes:
+        facts = answers[node.id]
+        hosted = [stage for stage in stages or () if _workers_on(node.resources, _resources(stage)) >= 1]
+        connects = apart and (stages is None or any(stage.cluster.workers > 1 for stage in hosted))
+        found += [
+            node_checks.find_versions(node, facts, here),
+            node_checks.find_gpus(node, facts),
+            node_checks.find_shared_memory(node, facts, max(map(node_checks.shared_bytes, hosted), default=0)),
+            node_checks.find_disk(node.address, *facts.disk),
+            *(node_checks.find_storage(node, location, *error) for location, error in facts.storage.items()),
+            *([node_checks.find_address(node, facts), node_checks.find_ports(node, facts)] if connects else []),
+        ]
+    return found
 
 
 def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:

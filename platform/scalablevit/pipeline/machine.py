@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalablevit.pipeline.cluster import least_workers, local_resources, unused_gpus
+from scalablevit.pipeline.node_checks import driver_gpus
 from scalablevit.pipeline.resolve import ResolvedStage
 
-NVIDIA = Path("/proc/driver/nvidia/gpus")
-"""Has a folder for each GPU."""
 PROCESS_BYTES = 1.2 * 2**30
 """Memory of a worker with torch and its libraries, before it trains, in bytes; measured on a CPU."""
 IMAGE_BYTES_A_PIXEL = 10_000
@@ -47,13 +46,9 @@ def machine_warnings(stages: Sequence[ResolvedStage]) -> list[str]:
 
 
 def _nvidia_gpus() -> int:
-    """Return the GPUs that NVIDIA's driver names and this process may use, counted without loading Ray or torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:  # GPUs were chosen on purpose, so nobody needs a warning
-        return 0
-    try:
-        return len(list(NVIDIA.iterdir()))
-    except OSError:
-        return 0
+    """Return the GPUs that NVIDIA's driver names and this process may use."""
+    # where GPUs were chosen on purpose, nobody needs a warning
+    return 0 if "CUDA_VISIBLE_DEVICES" in os.environ else driver_gpus()
 
 
 def _needed_bytes(resolved: ResolvedStage, available: float) -> float:

@@ -31,6 +31,8 @@ SECRET_VARIABLES = re.compile(r"token|secret|passw|api_?key|access_?key|credenti
 """Names of environment variables whose values are never shown, unless they are paths."""
 UNSAFE = re.compile(r"[\s/?#'\"\\\[\]]")
 """Characters that must be encoded in the user name and password of an address."""
+RESPONSE_S = 10
+"""Longest wait, in seconds, for the response to a request that asks only whether the server is there."""
 SHORTEST_SECRET = 6
 """Fewest characters of a secret to mask: masking a shorter value would damage ordinary words."""
 
@@ -99,6 +101,28 @@ def check_exists(uri: str, purpose: str) -> None:
             where="tracking.uri",
             fix="name the --root that the models were trained under, or their server (tracking.uri=http://...)",
         )
+
+
+def check_response(uri: str) -> str:
+    """Ask MLflow for an experiment at an address that `check_uri` takes, and return what it is, in words.
+
+    Raises:
+        UserError: it does not respond, or refuses us.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return "no file yet: the first run makes it"
+    try:
+        with bounded_requests(RESPONSE_S):
+            connect(uri).search_experiments(max_results=1)
+    except Exception as error:  # whatever MLflow, its database or the network raises
+        raise UserError(
+            f"MLflow does not respond as it should: {format_error(error, uri)}",
+            where=f"tracking.uri={without_credentials(uri)}",
+            fix="start the server, or correct address, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; until "
+            "then trainings keep their records, and `sync` sends them",
+        ) from None
+    return "responds"
 
 
 def sqlite_file(uri: str) -> Path | None:

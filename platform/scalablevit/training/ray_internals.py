@@ -8,10 +8,12 @@ Ray is imported where it is needed: a recipe and this machine are checked before
 `infra/head.py` has settings of Ray of its own: it starts Ray and must run where this package cannot be imported.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "placement_group_of",
     "remove_orphans",
     "set_defaults",
+    "upload_size",
 ]
 
 _CLASSES = {
@@ -111,6 +114,8 @@ class Node:
     """Ray's id of the node."""
     resources: dict[str, float]
     """All resources of the node, in use or not, by Ray's names: "CPU", "GPU", ..."""
+    address: str
+    """By which the other nodes reach it."""
 
 
 def alive_nodes() -> list[Node]:
@@ -122,7 +127,7 @@ def alive_nodes() -> list[Node]:
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [Node(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
+    return [Node(node["NodeID"], node["Resources"], node["NodeManagerAddress"]) for node in nodes if node["Alive"]]
 
 
 def count_gpus() -> int:
@@ -133,6 +138,25 @@ def count_gpus() -> int:
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
     return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+
+
+def upload_size(folder: Path) -> tuple[int, int]:
+    """Return the bytes that a job would upload of its working directory, before compression, and the most Ray takes.
+
+    Missing: a way to ask what `.gitignore`, `.rayignore` and Ray's own list leave out, but for the upload itself.
+    """
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env import packaging
+
+    sizes: list[int] = []
+    packaging._dir_travel(  # noqa: SLF001
+        folder,
+        [packaging._get_excludes(folder, get_runtime_env_default_excludes())],  # noqa: SLF001
+        lambda path: sizes.append(path.stat().st_size if path.is_file() else 0),
+        include_gitignore=True,
+        logger=logging.getLogger(__name__),  # Ray's own would name the files that it reads
+    )
+    return sum(sizes), packaging.GCS_STORAGE_MAX_SIZE
 
 
 def remove_orphans() -> None:

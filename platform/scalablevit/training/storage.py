@@ -1,5 +1,6 @@
 """Reads and writes run storage on any pyarrow file system; free of torch, so that drivers start quickly."""
 
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.fs
 
+from scalablevit.config.errors import UserError
 from scalablevit.io import write_file
 from scalablevit.run_files import BAD_SAMPLES
 
@@ -34,6 +36,30 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
         return None
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def check_storage(location: str) -> None:
+    """Write, read and delete a small file in run storage: a folder that exists, or an address.
+
+    Raises:
+        UserError: one of them fails.
+    """
+    is_local = "://" not in location
+    try:
+        filesystem, path = open_filesystem(location)
+        name, content = f"{path}/.probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
+        put(filesystem, name, content)
+        if read(filesystem, name) != content:
+            raise OSError("what was written reads as something else")
+        filesystem.delete_file(name)
+        if not is_local:  # as a run does; it says less than `put` about what is wrong
+            filesystem.create_dir(path, recursive=True)
+    except (OSError, ValueError) as error:  # ValueError: an address that pyarrow does not know
+        keys = "endpoint (AWS_ENDPOINT_URL) and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        raise UserError(
+            f"a file cannot be written, read and deleted there: {' '.join(str(error).split())}", where=location,
+            fix="mount the folder on every node, writable" if is_local else f"check address, {keys} on every node",
+        ) from None  # fmt: skip
 
 
 def put_text(folder: str, name: str, text: str) -> None:
