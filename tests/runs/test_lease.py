@@ -47,13 +47,14 @@ def test_a_claim_of_another_machine_is_watched_for_a_sign_of_life(store, monkeyp
 def test_on_storage_without_locks_the_later_of_two_writers_owns_the_run(store, monkeypatch):
     monkeypatch.setattr(lease, "_open_locked", lambda path: None)
     first, second = Lease(store), Lease(store)
-    write = first._write
+    swap = first._swap
 
-    def write_and_be_overwritten():
-        write()
-        second._write()
+    def swap_and_be_overwritten(*arguments):
+        swapped = swap(*arguments)
+        store.write(LEASE, second._own_claim())
+        return swapped
 
-    monkeypatch.setattr(first, "_write", write_and_be_overwritten)
+    monkeypatch.setattr(first, "_swap", swap_and_be_overwritten)
     with pytest.raises(UserError, match="belongs to process"), first:
         pass
     assert json.loads(store.read(LEASE))["token"] == second._token
