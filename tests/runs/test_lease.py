@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from harness.object_store import refusing
+
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import LEASE, LEASE_LOCK
 from scalablevit.runs import lease
@@ -95,3 +97,16 @@ def test_a_file_that_holds_no_claim_is_no_obstacle(content, store):
     store.write(LEASE, content)
     with Lease(store):
         pass
+
+
+def test_a_store_that_refuses_conditional_writes_is_said_in_one_sentence(tmp_path, monkeypatch, capsys):
+    """With a real store: tests/cluster/test_object_storage.py."""
+    with refusing(501, "NotImplemented") as away:
+        away.use(monkeypatch)
+        assert lease._conditional_file(RunStore("run", "s3://bucket/run", tmp_path)) is None
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "run run: its lease is the weaker one, by which the later of two jobs that start at once takes "
+    )
+    assert "since s3://bucket/run has no conditional writes for it (Generic S3 error" in said
+    assert said.count("\n") == 1 and "-is-secret" not in said

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pyarrow.fs
 
@@ -12,6 +13,7 @@ from scalablevit.training.storage import open_filesystem, read
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
+    from obstore.store import AzureConfig, ClientConfig, ObjectStore, RetryConfig, S3Config
 
 LIMIT = timedelta(seconds=10)
 """Longest wait for an answer of the store, of which the lease's owner needs one every few seconds."""
@@ -29,20 +31,8 @@ class ConditionalFile:
     """
 
     def __init__(self, folder: str, name: str) -> None:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-
         filesystem, path = open_filesystem(folder)
-        is_s3 = isinstance(filesystem, pyarrow.fs.S3FileSystem)
-        try:
-            self._store = from_url(
-                folder,
-                config={"region": filesystem.region} if is_s3 else None,  # which pyarrow asks the bucket for
-                client_options={"allow_http": True, "timeout": LIMIT, "connect_timeout": LIMIT},
-                retry_config={"max_retries": 2, "retry_timeout": LIMIT},
-            )
-        except (BaseError, ValueError) as error:
-            raise _as_os_error(error) from None
+        self._store = open_store(folder, filesystem, path)
         self._name = name
         self._try_conditions(filesystem, path)
 
@@ -109,6 +99,37 @@ class ConditionalFile:
                 return False  # it was deleted; else there is no such bucket
             raise _as_os_error(error) from None
         return True
+
+
+def open_store(location: str, filesystem: pyarrow.fs.FileSystem, path: str) -> "ObjectStore":
+    """Return obstore's view of a location; only the creation of it, no request.
+
+    Args:
+        location: the address.
+        filesystem: pyarrow's view of it.
+        path: the location's path on that.
+
+    Raises:
+        OSError: it is no object store.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    kind = filesystem.type_name
+    client: ClientConfig = {"allow_http": True, "timeout": LIMIT, "connect_timeout": LIMIT}
+    retry: RetryConfig = {"max_retries": 2, "retry_timeout": LIMIT}
+    try:
+        if kind == "s3":  # pyarrow asks the bucket for its region
+            region: S3Config = {"region": filesystem.region}
+            return from_url(f"s3://{path}", config=region, client_options=client, retry_config=retry)
+        if kind == "gcs":
+            return from_url(f"gs://{path}", client_options=client, retry_config=retry)
+        if kind == "abfs":
+            account: AzureConfig = {"account_name": (urlsplit(location).hostname or "").partition(".")[0]}
+            return from_url(f"az://{path}", config=account, client_options=client, retry_config=retry)
+    except (BaseError, ValueError) as error:
+        raise _as_os_error(error) from None
+    raise OSError(f"{kind} is no object store")
 
 
 def _as_os_error(error: Exception) -> OSError:
