@@ -1,7 +1,7 @@
 """The tracking server on this machine, without containers: PostgreSQL, SeaweedFS and MLflow on 127.0.0.1.
 
 Run it with the Python of requirements.lock's environment. PostgreSQL is that of POSTGRES_BIN, PATH or Debian; `weed` is
-that of WEED, PATH or this Python's environment.
+that of SCALABLEVIT_WEED, PATH or this Python's environment.
 """
 
 import argparse
@@ -191,9 +191,9 @@ def _postgres(program: str) -> Path:
 
 def _weed() -> str:
     own = Path(sys.executable).parent
-    found = os.environ.get("WEED") or shutil.which("weed", path=f"{os.environ.get('PATH', '')}:{own}")
+    found = os.environ.get("SCALABLEVIT_WEED") or shutil.which("weed", path=f"{os.environ.get('PATH', '')}:{own}")
     if not found:
-        raise LocalError("there is no `weed` of SeaweedFS (seaweedfs.lock has it); WEED names the program")
+        raise LocalError("there is no `weed` of SeaweedFS (seaweedfs.lock has it); SCALABLEVIT_WEED names the program")
     return found
 
 

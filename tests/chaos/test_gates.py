@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness.hostile_data import png
+from harness.object_store import ObjectStore, refusing
 from harness.refusals import lines_of, record, written_in
 
 from scalablevit.config import model_names
@@ -42,6 +43,8 @@ from scalablevit.pipeline import resolve as second_gate
 from scalablevit.pipeline.resolve import ResolvedStage, resolve, resolve_evaluation, wanted_stages
 from scalablevit.pipeline.stage_model import check_micro_batches, model_cost
 from scalablevit.tracking import connection
+from scalablevit.training import storage
+from scalablevit.training.ray_internals import Node
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = REPOSITORY / "tests" / "end_to_end" / "tiny.yaml"
@@ -382,3 +385,35 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     written = written_in(cluster)
     assert len(written) >= 8
     assert written <= reached, f"no case reaches {sorted(written - reached)}"
+
+
+REFUSED_STORAGE = [
+    ((403, "InvalidAccessKeyId"), "the object store does not know the access key (writing a small file: INVALID"),
+    ((403, "SignatureDoesNotMatch"), "the object store refuses the secret of the access key"),
+    ((404, "NoSuchBucket"), "there is no such bucket"),
+    ((403, "AccessDenied"), "the object store does not permit it with this access key, or without one"),
+    ((400, "EntityTooSmall"), "writing a small file there fails: "),
+]
+
+
+@pytest.mark.row("Configuration: third gate")
+def test_the_third_gate_of_run_storage(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An object store that refuses, or is not there, stops the job before workers start; its secret is not shown."""
+    stages = resolve(load_recipe(TINY, [*SMALL, "cluster.storage=s3://bucket/folder"]), data, ["pretrain"])
+    reached = record(monkeypatch)
+
+    def said(store: ObjectStore) -> str:
+        store.use(monkeypatch)
+        with pytest.raises(UserError) as caught:
+            cluster._check_nodes(stages, tmp_path, [Node("", {"CPU": 2.0}, "this machine")])
+        message = str(caught.value)
+        assert message.startswith("cluster.storage (s3://bucket/folder): ") and "\n  fix: " in message, message
+        assert "-is-secret" not in message, message
+        return message
+
+    for answer, expected in REFUSED_STORAGE:
+        with refusing(*answer) as store:
+            assert expected in said(store)
+    message = said(ObjectStore(f"http://127.0.0.1:{free_port()}"))
+    assert "the object store does not answer (writing a small file: NETWORK_CONNECTION)" in message
+    assert written_in(storage) <= reached, f"no case reaches {sorted(written_in(storage) - reached)}"

@@ -3,8 +3,6 @@
 import fcntl
 import json
 import os
-import re
-import select
 import signal
 import socket
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.claimants import LIMIT_S, Claimant, names, race
 from harness.heads import TINY, Head, output_of
 
 from scalablevit.run_files import LEASE, LEASE_LOCK
@@ -23,9 +22,6 @@ from scalablevit.runs import lease
 from scalablevit.runs.lease import STALE_S
 from scalablevit.runs.run_store import RunStore
 
-REPOSITORY = Path(__file__).parents[2]
-LIMIT_S = 60.0
-"""For any answer; the machine may be busy."""
 RACES = int(os.environ.get("SCALABLEVIT_RACES", "5"))
 QUICK = {"RENEW_S": 0.1, "STALE_S": 3.0, "WATCH_S": 0.1}
 """For what takes time: an owner on another machine is taken for dead after 30 missed renewals, since tests are busy."""
@@ -33,60 +29,6 @@ NOBODY_LATE = {**QUICK, "STALE_S": 1.0}
 """Where the owner is dead or suspended meanwhile: no renewal is waited for."""
 
 pytestmark = pytest.mark.row("Ownership: one owner, take-over after proof")
-
-
-class Claimant:
-    """A process of claimant.py."""
-
-    def __init__(self, root: Path, **settings: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests" / "harness" / "claimant.py"), str(root), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "platform")},
-        )
-        self.pid = self.process.pid
-        self._pending = b""
-
-    def tell(self, **command: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def answer(self, limit_s: float = LIMIT_S) -> dict[str, Any]:
-        """The next answer; lines that the lease prints for people are passed over."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + limit_s
-        while True:
-            line, found, self._pending = self._pending.partition(b"\n")
-            if found and line.startswith(b"{"):
-                return json.loads(line)
-            if found:
-                continue
-            self._pending = line
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"no answer in {limit_s} s"
-            content = os.read(self.process.stdout.fileno(), 4096)
-            assert content, self.process.stderr and self.process.stderr.read().decode()
-            self._pending += content
-
-    def claim(self, name: str = "run") -> dict[str, Any]:
-        self.tell(claim=name, at=0)
-        return self.answer()
-
-    def owns(self, name: str = "run") -> None:
-        assert self.claim(name) == {"owner": True}
-
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture
@@ -119,26 +61,6 @@ def leave_claim(tmp_path: Path, name: str, **changes: Any) -> None:
         "process_started": 1, "started": time.time() - 3600, "renewed": time.time(), **changes,
     }  # fmt: skip
     RunStore.open(name, None, tmp_path).write(LEASE, json.dumps(claim).encode())
-
-
-def names(said: str, owner: Claimant) -> bool:
-    """Whether a refusal says who owns the run: process, host and since when."""
-    who = rf"belongs to process {owner.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-    return re.search(who, said) is not None
-
-
-def race(claimants: list[Claimant], name: str) -> None:
-    """All claim at one moment: one owns the run, the others say that it does."""
-    at = time.monotonic() + 0.05
-    for each in claimants:
-        each.tell(claim=name, at=at)
-    answers = [each.answer() for each in claimants]
-    owners = [each for each, answer in zip(claimants, answers, strict=True) if answer["owner"]]
-    assert len(owners) == 1, answers
-    for answer in answers:
-        assert answer["owner"] or names(answer["said"], owners[0]), answer
-    owners[0].tell(release=name)
-    assert owners[0].answer() == {"released": True}
 
 
 @pytest.mark.parametrize("left", ["nothing", "a dead owner's claim"])

@@ -64,7 +64,9 @@ def play(settings: dict[str, Any]) -> None:
 
 def main() -> None:
     root = Path(sys.argv[1])
-    play(json.loads(sys.argv[2]))
+    settings = json.loads(sys.argv[2])
+    storage = settings.pop("storage", None)
+    play(settings)
     say(ready=os.getpid())
     with ExitStack() as held:
         for command in commands():
@@ -72,7 +74,7 @@ def main() -> None:
                 while time.monotonic() < command["at"]:
                     pass
                 try:
-                    held.enter_context(lease.Lease(RunStore.open(command["claim"], None, root)))
+                    held.enter_context(lease.Lease(RunStore.open(command["claim"], storage, root)))
                     say(owner=True)
                 except UserError as error:
                     say(owner=False, said=str(error))

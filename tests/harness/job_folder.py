@@ -70,7 +70,7 @@ def write_page(root: Path) -> tuple[Path, list[ResolvedStage], dict[str, StageRe
 def write_stage(resolved: ResolvedStage, root: Path) -> StageResult:
     """One finished stage."""
     name, stage = resolved.name, resolved.stage
-    store = RunStore.open(resolved.run_name, None, root)
+    store = RunStore.open(resolved.run_name, stage.cluster.storage, root)
     recipe = yaml.safe_dump(to_store(stage), sort_keys=False)
     put_text(str(store.local), "recipe.yaml", recipe)
     put_text(str(store.local), "start.txt", "random weights (seed 0)\nnothing ignored")

@@ -22,8 +22,8 @@ def missing() -> str:
     lacking = []
     if not (ENVIRONMENT / "bin" / "python").exists():
         lacking.append(f"no environment {ENVIRONMENT} (`make mlflow-env`; SCALABLEVIT_MLFLOW_ENV names another)")
-    if not any(map(shutil.which, ("weed", os.environ.get("WEED", ""), str(ENVIRONMENT / "bin" / "weed")))):
-        lacking.append("no `weed` of SeaweedFS (`make mlflow-env`; WEED names the program)")
+    if not any(map(shutil.which, ("weed", os.environ.get("SCALABLEVIT_WEED", ""), str(ENVIRONMENT / "bin" / "weed")))):
+        lacking.append("no `weed` of SeaweedFS (`make mlflow-env`; SCALABLEVIT_WEED names the program)")
     postgres = shutil.which("initdb", path=os.environ.get("POSTGRES_BIN"))
     if postgres is None and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         lacking.append("no PostgreSQL server (Debian: postgresql; POSTGRES_BIN has its folder)")

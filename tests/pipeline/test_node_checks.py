@@ -111,8 +111,9 @@ def test_run_storage_that_a_node_cannot_write_to(tmp_path) -> None:
     assert storage[str(tmp_path / "runs")] == ("", "") and not list((tmp_path / "runs").iterdir())
     good, bad = (find_storage(NODE, location, *error) for location, error in storage.items())
     assert (good.level, bad.level) == ("good", "stops")
-    assert f"cluster.storage ({tmp_path / 'not' / 'mounted'}) on node 10.0.0.1: a file cannot be written" in str(
-        bad.problem
+    assert (
+        f"cluster.storage ({tmp_path / 'not' / 'mounted'}) on node 10.0.0.1: writing a small file there fails: "
+        in str(bad.problem)
     )
 
 

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+from harness.object_store import refusing
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import LEASE, LEASE_LOCK
@@ -47,13 +48,14 @@ def test_a_claim_of_another_machine_is_watched_for_a_sign_of_life(store, monkeyp
 def test_on_storage_without_locks_the_later_of_two_writers_owns_the_run(store, monkeypatch):
     monkeypatch.setattr(lease, "_open_locked", lambda path: None)
     first, second = Lease(store), Lease(store)
-    write = first._write
+    swap = first._swap
 
-    def write_and_be_overwritten():
-        write()
-        second._write()
+    def swap_and_be_overwritten(*arguments):
+        swapped = swap(*arguments)
+        store.write(LEASE, second._own_claim())
+        return swapped
 
-    monkeypatch.setattr(first, "_write", write_and_be_overwritten)
+    monkeypatch.setattr(first, "_swap", swap_and_be_overwritten)
     with pytest.raises(UserError, match="belongs to process"), first:
         pass
     assert json.loads(store.read(LEASE))["token"] == second._token
@@ -94,3 +96,16 @@ def test_a_file_that_holds_no_claim_is_no_obstacle(content, store):
     store.write(LEASE, content)
     with Lease(store):
         pass
+
+
+def test_a_store_that_refuses_conditional_writes_is_said_in_one_sentence(tmp_path, monkeypatch, capsys):
+    """With a real store: tests/cluster/test_object_storage.py."""
+    with refusing(501, "NotImplemented") as away:
+        away.use(monkeypatch)
+        assert lease._conditional_file(RunStore("run", "s3://bucket/run", tmp_path)) is None
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "run run: its lease is the weaker one, by which the later of two jobs that start at once takes "
+    )
+    assert "since s3://bucket/run has no conditional writes for it (Generic S3 error" in said
+    assert said.count("\n") == 1 and "-is-secret" not in said

@@ -2,10 +2,9 @@
 
 import errno
 import os
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from harness.object_store import refusing
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import BAD_SAMPLES
@@ -53,42 +52,26 @@ def test_bad_samples_of_all_attempts_are_kept_once(tmp_path):
     assert text == "a.jpg\tcut short\nb.jpg\tno image\nc.jpg\tempty\n"
 
 
-class Store(BaseHTTPRequestHandler):
-    """An object store that refuses everything for one reason."""
-
-    reason = 403, "InvalidAccessKeyId"
-
-    def refuse(self):
-        self.rfile.read(int(self.headers.get("content-length") or 0))
-        status, code = self.reason
-        body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode() * (self.command != "HEAD")
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = refuse  # noqa: N815
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_wrong_key_or_bucket_is_a_plain_error(monkeypatch):
-    store = ThreadingHTTPServer(("127.0.0.1", 0), Store)
-    threading.Thread(target=store.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    for reason, said in (
-        ((403, "InvalidAccessKeyId"), "INVALID_ACCESS_KEY_ID"),
-        ((404, "NoSuchBucket"), "NO_SUCH_BUCKET"),
-    ):
-        monkeypatch.setattr(Store, "reason", reason)
-        with pytest.raises(UserError, match=said) as caught:
+@pytest.mark.parametrize(
+    ("status", "code", "what", "fix"),
+    [(403, "InvalidAccessKeyId", "does not know the access key (writing a small file: INVALID_ACCESS_KEY_ID)",
+      "check AWS_ACCESS_KEY_ID"),
+     (403, "SignatureDoesNotMatch", "refuses the secret of the access key", "check AWS_SECRET_ACCESS_KEY"),
+     (404, "NoSuchBucket", "there is no such bucket", "make the bucket"),
+     (403, "AccessDenied", "does not permit it with this access key, or without one (writing", "set AWS"),
+     (400, "EntityTooSmall", "writing a small file there fails: ", "check the address, AWS_ENDPOINT_URL")],
+)  # fmt: skip
+def test_what_an_object_store_refuses_is_a_plain_error(monkeypatch, status, code, what, fix):
+    """On a real one: tests/cluster/test_object_storage.py."""
+    with refusing(status, code) as store:
+        store.use(monkeypatch)
+        with pytest.raises(UserError) as caught:
             check_storage("s3://bucket/runs")
-        assert caught.value.where == "s3://bucket/runs" and "AWS_ENDPOINT_URL" in caught.value.fix
-    store.shutdown()
-    store.server_close()
+    assert caught.value.where == "s3://bucket/runs" and what in caught.value.what and fix in caught.value.fix
+    assert "-is-secret" not in str(caught.value)
+
+
+def test_an_unknown_kind_of_address_is_refused():
     with pytest.raises(UserError, match="Unrecognized filesystem type"):
         check_storage("nonesuch://bucket/runs")
 

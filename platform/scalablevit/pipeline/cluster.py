@@ -369,10 +369,13 @@ def find_on_nodes(
             with suppress(OSError):  # the nodes say what is wrong with it
                 Path(location).mkdir(parents=True, exist_ok=True)
     answers: Mapping[str, NodeFacts]
-    found: list[Finding] = []
+    addresses = {location: node_checks.storage_error(location) for location in storages if "://" in location}
+    found = [node_checks.find_storage(None, location, *error) for location, error in addresses.items()]
     ids = [node.id for node in nodes]
     own = ids[0]
-    if len(nodes) == 1:
+    # nodes may have other keys than the driver; without Ray (no id) there are none, and what fails here is said once
+    storages = [each for each in storages if each not in addresses or (ids[0] and not addresses[each][0])]
+    if len(nodes) == 1 and not addresses.keys() & storages:
         answers = {ids[0]: node_checks.collect(["", *storages])}
     else:
         import ray

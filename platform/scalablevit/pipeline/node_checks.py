@@ -93,7 +93,7 @@ def collect(places: Sequence[str]) -> NodeFacts:
         disk=(temporary, disk.free, disk.total),
         interface=_interface() if places[0] else "",
         unreached=_connection_error(places[0]) if places[0] else "",
-        storage={location: _storage_error(location) for location in places[1:]},
+        storage={location: storage_error(location) for location in places[1:]},
     )
 
 
@@ -144,7 +144,8 @@ def _connection_error(address: str) -> str:
     return ""
 
 
-def _storage_error(location: str) -> tuple[str, str]:
+def storage_error(location: str) -> tuple[str, str]:
+    """Return what is wrong with run storage as this process sees it, and what to do; both empty where nothing is."""
     try:
         check_storage(location)
     except UserError as error:
@@ -187,10 +188,11 @@ def find_disk(where: str, folder: str, free: int, total: int) -> Finding:
     return Finding("disk", where, value, problem if free < LEAST_DISK * total else None, stops=False)
 
 
-def find_storage(node: Node, location: str, what: str, fix: str) -> Finding:
-    """Return whether a node can write to run storage, by what `check_storage` says there."""
-    problem = UserError(what, where=f"cluster.storage ({location}) on node {node.address}", fix=fix)
-    return Finding("storage", node.address, location, problem if what else None)
+def find_storage(node: Node | None, location: str, what: str, fix: str) -> Finding:
+    """Return whether a node (None: the driver) can use run storage, by what `check_storage` says there."""
+    where, on_node = (node.address, f" on node {node.address}") if node else ("this process", "")
+    problem = UserError(what, where=f"cluster.storage ({location}){on_node}", fix=fix)
+    return Finding("storage", where, location, problem if what else None)
 
 
 def find_interface(node: Node, facts: NodeFacts) -> Finding:

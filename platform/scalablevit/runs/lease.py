@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow.fs
 
 from scalablevit.config.errors import UserError
 from scalablevit.run_files import LEASE, LEASE_LOCK, LEASE_WATCHED
+from scalablevit.runs.conditional_file import ConditionalFile
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.signals import interrupt
 from scalablevit.training.storage import open_filesystem, put_text
@@ -56,8 +57,10 @@ class Lease:
         self._started = time.time()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._conditional: ConditionalFile | None = None
 
     def __enter__(self) -> "Lease":
+        self._conditional = _conditional_file(self._store)
         try:
             while not self._replace_claim(self._claim_without_owner()):
                 pass  # another process was quicker: read whose claim it is now
@@ -76,9 +79,7 @@ class Lease:
         self._stopped.set()
         self._thread.join(timeout=RENEW_S)
         try:
-            with self._exclusive_access():
-                if self._is_own(self._read()):
-                    self._store.write(LEASE, b"{}")
+            self._swap(lambda content: self._is_own(_parse_claim(content)), lambda: b"{}")
         except OSError as failure:  # storage is away or full: the next job then finds the claim of a dead owner
             print(f"clean-up: releasing the lease of {self._store.name} failed: {failure}", file=sys.stderr, flush=True)
 
@@ -132,15 +133,28 @@ class Lease:
 
     def _replace_claim(self, previous: Claim | None) -> bool:
         """Write the own claim in place of a previous one; False: another process wrote one in between."""
-        with self._exclusive_access():
-            begin = time.monotonic()
-            if self._read() != previous:
-                return False
-            self._write()
-            took = time.monotonic() - begin
-        # for processes without the lock, which need as long on the same storage from their read to their write
-        time.sleep(max(SETTLE_S, 2 * took))
+
+        def is_previous(content: bytes | None) -> bool:
+            claim = _parse_claim(content)
+            return claim == previous or self._is_own(claim)  # own: written, and the store's answer was lost
+
+        begin = time.monotonic()
+        if not self._swap(is_previous, self._own_claim):
+            return False
+        if self._conditional is None:
+            # for processes without the lock, which need as long on the same storage from their read to their write
+            time.sleep(max(SETTLE_S, 2 * (time.monotonic() - begin)))
         return self._is_own(self._read())
+
+    def _swap(self, may: Callable[[bytes | None], bool], content: Callable[[], bytes]) -> bool:
+        """Write a new claim where the present content permits it; see `ConditionalFile.swap`."""
+        if self._conditional is not None:
+            return self._conditional.swap(may, content)
+        with self._exclusive_access():
+            if not may(self._store.read(LEASE)):
+                return False
+            self._store.write(LEASE, content())
+        return True
 
     def _is_own(self, claim: Claim | None) -> bool:
         return claim is not None and claim["token"] == self._token
@@ -148,7 +162,7 @@ class Lease:
     def _read(self) -> Claim | None:
         return read_claim(self._store)
 
-    def _write(self) -> None:
+    def _own_claim(self) -> bytes:
         here = _state_and_start(os.getpid())
         claim = {
             "token": self._token,
@@ -159,23 +173,23 @@ class Lease:
             "started": self._started,
             "renewed": time.time(),
         }
-        self._store.write(LEASE, json.dumps(claim).encode())
+        return json.dumps(claim).encode()
 
     def _renew(self) -> None:
+        def may_renew(content: bytes | None) -> bool:
+            return not self._stopped.is_set() and (content is None or self._is_own(_parse_claim(content)))
+
         while not self._stopped.wait(RENEW_S):
             try:
-                with self._exclusive_access():
-                    if self._stopped.is_set():
-                        return
-                    content = self._store.read(LEASE)
-                    if content is None or self._is_own(_parse_claim(content)):
-                        self._write()
-                        continue
+                if self._swap(may_renew, self._own_claim):
+                    continue
+                other = self._read() or {}
             except OSError:
                 continue  # storage is away for a moment; a claim that stays stale tells the other processes
+            if self._stopped.is_set():
+                return
             # This process slept longer than a claim lasts, and another one took over and may have released the run
             # since: there must never be two writers.
-            other = _parse_claim(content) or {}
             print(
                 f"run {self._store.name} was taken over, since this process did not renew its claim for too long; now: "
                 f"process {other.get('process', 'none')} on {other.get('host', 'no host')}. This one stops.",
@@ -201,6 +215,18 @@ class Lease:
             if lock is not None:
                 fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not be enough should a forked process have a copy
                 os.close(lock)
+
+
+def _conditional_file(store: RunStore) -> ConditionalFile | None:
+    """Return the claim's file in an object store; None: for a local folder, and for a store without conditions."""
+    if isinstance(open_filesystem(store.location)[0], pyarrow.fs.LocalFileSystem):
+        return None
+    try:
+        return ConditionalFile(store.location, LEASE)
+    except OSError as error:
+        print(f"run {store.name}: its lease is the weaker one, by which the later of two jobs that start at once takes "
+              f"the run, since {store.location} has no conditional writes for it ({error})", flush=True)  # fmt: skip
+        return None
 
 
 def _open_locked(path: str) -> int | None:

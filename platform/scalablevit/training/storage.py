@@ -12,6 +12,22 @@ from scalablevit.config.errors import UserError
 from scalablevit.io import write_file
 from scalablevit.run_files import BAD_SAMPLES
 
+_REFUSALS = {
+    "NETWORK_CONNECTION": (
+        "the object store does not answer", "check AWS_ENDPOINT_URL on every node, and that each reaches that address",
+    ),
+    "INVALID_ACCESS_KEY_ID": ("the object store does not know the access key", "check AWS_ACCESS_KEY_ID on every node"),
+    "SIGNATURE_DOES_NOT_MATCH": (
+        "the object store refuses the secret of the access key", "check AWS_SECRET_ACCESS_KEY on every node",
+    ),
+    "NO_SUCH_BUCKET": ("there is no such bucket", "make the bucket, or correct the address"),
+    "ACCESS_DENIED": (
+        "the object store does not permit it with this access key, or without one",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, and let that key write, read, list and delete",
+    ),
+}  # fmt: skip
+"""What is wrong and what to do, by the name that pyarrow gives to an object store's error."""
+
 
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system, and the path on it, of a local path or an address such as s3://bucket/folder."""
@@ -39,27 +55,39 @@ def read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
 
 
 def check_storage(location: str) -> None:
-    """Write, read and delete a small file in run storage: a folder that exists, or an address.
+    """Write, read, list and delete a small file in run storage: a folder that exists, or an address.
 
     Raises:
         UserError: one of them fails.
     """
-    is_local = "://" not in location
+    is_local, doing = "://" not in location, "writing"
     try:
         filesystem, path = open_filesystem(location)
         name, content = f"{path}/.probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
         put(filesystem, name, content)
+        doing = "reading"
         if read(filesystem, name) != content:
             raise OSError("what was written reads as something else")
+        doing = "deleting"
         filesystem.delete_file(name)
-        if not is_local:  # as a run does; it says less than `put` about what is wrong
-            filesystem.create_dir(path, recursive=True)
+        if not is_local:
+            doing = "listing"
+            filesystem.get_file_info(pyarrow.fs.FileSelector(name, allow_not_found=True))
+            doing = "making"
+            filesystem.create_dir(path, recursive=True)  # as a run does; it says less than `put` about what is wrong
     except (OSError, ValueError) as error:  # ValueError: an address that pyarrow does not know
-        keys = "endpoint (AWS_ENDPOINT_URL) and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        raise UserError(
-            f"a file cannot be written, read and deleted there: {' '.join(str(error).split())}", where=location,
-            fix="mount the folder on every node, writable" if is_local else f"check address, {keys} on every node",
-        ) from None  # fmt: skip
+        raise _storage_error(location, f"{doing} a small file", " ".join(str(error).split())) from None
+
+
+def _storage_error(location: str, doing: str, reason: str) -> UserError:
+    """Return the plain error for what a file system says about run storage."""
+    for code, (what, fix) in _REFUSALS.items():
+        if f"AWS Error {code} " in reason:
+            return UserError(f"{what} ({doing}: {code})", where=location, fix=fix)
+    fix = "mount the folder on every node, writable"
+    if "://" in location:
+        fix = "check the address, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node"
+    return UserError(f"{doing} there fails: {reason}", where=location, fix=fix)
 
 
 def put_text(folder: str, name: str, text: str) -> None:
