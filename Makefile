@@ -100,7 +100,7 @@ test-rotating: setup
 		$$(grep -rl 'mark\.rotating' tests --include='test_*.py' | sort)
 
 test-cluster: setup mlflow-env
-	timeout 900 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
+	timeout 1400 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
 
 test-cluster-long: setup
 	timeout 3600 $(BIN)/python -m pytest -m "cluster and long" -rs tests/cluster
