@@ -102,7 +102,7 @@ test-rotating: setup
 test-cluster: setup mlflow-env
 	timeout 1400 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
 
-test-cluster-long: setup
+test-cluster-long: setup mlflow-env
 	timeout 3600 $(BIN)/python -m pytest -m "cluster and long" -rs tests/cluster
 
 test-browser: setup
