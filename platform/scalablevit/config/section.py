@@ -3,6 +3,7 @@
 from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
@@ -22,6 +23,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def fixable(what: str, fix: str, *key: str) -> PydanticCustomError:
+    """Return the error of a section for a validator to raise, with what to do about it.
+
+    Args:
+        what: what is wrong.
+        fix: what to do about it.
+        *key: path in the section of the key that is wrong; empty: it is the section.
+    """
+    return PydanticCustomError("fixable", "{what}", {"what": what, "fix": fix, "key": key})
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
