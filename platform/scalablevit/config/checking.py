@@ -17,7 +17,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
 from scalablevit.config.hints import section_hint, stage_with_hint
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.section import kind_of, sections_in
+from scalablevit.config.section import SectionError, kind_of, sections_in
 from scalablevit.config.stage_keys import NO_KEY, default_of, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.transforms import UNDEFINED
@@ -287,10 +287,10 @@ def _explain_section(
 ) -> UserError:
     """Return the error for keys of a section that do not fit together, at an override of one of them, if any."""
     path = _named_key(key_path, what, locations)
-    context = detail.get("ctx", {})  # of `section.fixable`
-    fix = str(context.get("fix", ""))
+    error = detail.get("ctx", {}).get("error")
+    fix, key = (error.fix, error.key) if isinstance(error, SectionError) else ("", ())
     if path is None:
-        return UserError(what, where=format_location((*key_path, *context.get("key", ())), locations, name), fix=fix)
+        return UserError(what, where=format_location((*key_path, *key), locations, name), fix=fix)
     if not key_path:  # the recipe's own errors name the key
         return UserError(what, where=locations[path])
     if what.startswith("give ") and (other := _other_key(path, what, current)):

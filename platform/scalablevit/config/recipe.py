@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from scalablevit.config.data import Data
 from scalablevit.config.packages import PLATFORM, refuse_other_modules, top_level
 from scalablevit.config.promotion import Promotion
-from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section, fixable
+from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section, SectionError
 from scalablevit.config.task import Task, head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.transforms import TRANSFORMS
@@ -295,7 +295,7 @@ class Stage(Section):
         info = task_info(self.task.kind)
         if self.data.source not in info.sources:
             sources = " or ".join(info.sources)
-            raise fixable(
+            raise SectionError(
                 f"task {info.kind} needs data.source {sources}, not {self.data.source}",
                 f"write data.source: {sources}{SOURCE_KEYS.get(sources, '')}",
                 "data",

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=10**12)]
@@ -25,15 +24,18 @@ class Section(BaseModel):
     )
 
 
-def fixable(what: str, fix: str, *key: str) -> PydanticCustomError:
-    """Return the error of a section for a validator to raise, with what to do about it.
+class SectionError(ValueError):
+    """What a section's validator raises where it knows what to do.
 
     Args:
         what: what is wrong.
         fix: what to do about it.
         *key: path in the section of the key that is wrong; empty: it is the section.
     """
-    return PydanticCustomError("fixable", "{what}", {"what": what, "fix": fix, "key": key})
+
+    def __init__(self, what: str, fix: str, *key: str) -> None:
+        super().__init__(what)
+        self.fix, self.key = fix, key
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
