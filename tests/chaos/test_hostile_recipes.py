@@ -59,7 +59,7 @@ training:
   keep: {last: 1}
   nonfinite: {action: skip, limit: 2}
 cluster: {min_workers: 1, storage: null}
-tracking: {uri: null, register_as: null}
+tracking: {uri: null, register_as: null, notify: [finished]}
 promotion: {metric: null, min_value: 0.5, max_latency_ms: 10.0, max_weights_mb: 100.0}
 imports: [mine]
 """

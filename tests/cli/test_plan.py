@@ -74,7 +74,7 @@ def test_measured_on_this_machine_where_the_data_is(tmp_path, capsys):
     assert run(tmp_path, "--measure", "--devices", "1", "--json", str(file), *overrides) == 0
     told, metrics = capsys.readouterr().out, json.loads(file.read_text())
     assert f"12 training and 6 validation images, 6 classes: counted in {tmp_path / 'data'}" in told
-    assert "measured here on 1 CPU threads: median of 10" in told
+    assert "measured here on 1 CPU thread: median of 10" in told
     assert metrics["prediction"]["compute_s"] == metrics["given"]["step_s"] > 0
     assert metrics["prediction"]["decode_cores"] > 0
 

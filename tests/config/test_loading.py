@@ -299,8 +299,22 @@ def test_each_mistake_is_said_with_place_key_value_and_choice(write: Any, old: s
         (
             "{kind: detection, head: mask_rcnn}",
             "{kind: classification}",
-            ["needs data.source image_folder or tar_shards, not coco"],
+            ["r.yaml:3: data.source: task classification needs data.source image_folder or tar_shards, not coco"],
         ),
+        (
+            "{kind: detection, head: mask_rcnn}",
+            "{kind: segmentation, head: upernet}",
+            [
+                "r.yaml:3: data.source: ",
+                "\n  fix: write data.source: mask_pairs, with train.masks, val.masks and classes",
+            ],
+        ),
+        (
+            "source: coco",
+            "source: mask_pairs",
+            ["data.classes: is missing", "a file with one name a line or a list of"],
+        ),
+        ("source: coco", "source: mask_pairs\n  classes: [sky, sea]", ["fix: add the folders, as in train: {images:"]),
     ],
 )
 def test_mistakes_in_detection_are_said_alike(write: Any, old: str, new: str, said: list[str]) -> None:

@@ -223,7 +223,7 @@ def test_dry_run_starts_nothing_and_shows_the_plan(recipe, root):
              "stages.pretrain.model.init=weights.safetensors"]  # fmt: skip
     done = run(ROOT / "pipelines" / "full.py", *given)
     assert done.returncode == 0, done.stderr
-    for part in ("18 training and 12 validation samples", "learning rate step 0", "M parameters", "16 = 1 workers",
+    for part in ("18 training and 12 validation samples", "learning rate step 0", "M parameters", "16 = 1 worker x",
                  f"resolved recipe: {root}/cache/plans/", "nothing was started"):  # fmt: skip
         assert part in done.stdout
     assert not (root / "runs").exists()

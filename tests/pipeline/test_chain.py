@@ -265,6 +265,8 @@ def test_the_next_commands_are_complete_and_understood(tmp_path, monkeypatch):
     assert verbs["predict"].model == verbs["evaluate"].model == "models:/tiny-pretrain/3"
     assert verbs["promote"].name == "tiny-pretrain" and list(verbs) == ["predict", "evaluate", "promote", "runs"]
     assert verbs["predict"].overrides == verbs["promote"].overrides == ["tracking.uri=http://tracking.example"]
+    serve = f"{tmp_path}/mlflow models serve -m models:/tiny-pretrain/3 --env-manager local"
+    assert f" PATH={tmp_path}:$PATH MLFLOW_TRACKING_URI=http://tracking.example {serve}" in shown
 
 
 def test_a_model_that_has_learned_nothing_is_not_offered_for_promotion(tmp_path):

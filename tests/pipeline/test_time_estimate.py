@@ -93,7 +93,7 @@ def test_without_a_profile_the_images_a_second_count(tmp_path: Path) -> None:
 def test_another_model_size_or_number_of_workers_is_not_measured(override: str, tmp_path: Path) -> None:
     measure(tmp_path)
     assert estimate_time(resolved(override), tmp_path) is None
-    assert format_time(None) == "not measured on this machine"
+    assert format_time(None) == "not measured on this machine; pipelines/plan.py --measure predicts it"
 
 
 def test_other_machines_and_damaged_runs_do_not_count(tmp_path: Path) -> None:

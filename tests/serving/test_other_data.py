@@ -162,6 +162,7 @@ def test_the_command_says_what_its_metrics_leave_out(root: Path, capsys, monkeyp
     ]
     assert evaluate.run(parse("evaluate", given)) == 0
     said = capsys.readouterr().out
+    assert ["val/bad_samples", "1"] in map(str.split, said.splitlines())
     assert "\n1 of 12 validation samples could not be decoded: no metric has them\n" in said
     assert "  seen        not compared with what it was trained on: its run has no listing of that\n" in said
     assert json.loads(document.read_text())["val/bad_samples"] == 1

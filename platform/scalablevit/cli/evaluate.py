@@ -22,6 +22,8 @@ from scalablevit.pipeline.trained_models import find_model, trained_recipe
 from scalablevit.run_files import RUNS
 from scalablevit.runs.result import without_secrets
 
+COUNTS = ("val/samples", "val/bad_samples")
+"""Metrics that are whole numbers."""
 SHOWN_CLASSES = 10
 """Most classes with the best, and with the worst values, that are printed of a metric."""
 EPILOG = f"""\
@@ -100,7 +102,7 @@ def _format_metrics(metrics: dict[str, float], resolved: ResolvedStage) -> str:
     """Return the metrics as lines, and one on samples that are in none of them."""
     kept, folded = _fold_classes(metrics, task_info(resolved.stage.task.kind))
     width = max(map(len, kept))
-    lines = [f"{name:<{width}}  {value:.4f}" for name, value in kept.items()]
+    lines = [f"{name:<{width}}  {value:.{0 if name in COUNTS else 4}f}" for name, value in kept.items()]
     if folded:
         lines.append(f"of single classes, only the {SHOWN_CLASSES} best and worst values; --json has {folded} more")
     if bad := metrics["val/bad_samples"]:

@@ -37,9 +37,8 @@ def run_command(work: Callable[[], int]) -> int:
     except (TrainingFailed, SearchFailed) as error:
         return _exit(1, f"\n{error}")
     except KeyboardInterrupt:
-        return _exit(
-            130, "\ninterrupted; the same command again continues a training or a search, and begins others anew"
-        )
+        again = "a training or a search then continues, all else starts from the beginning"
+        return _exit(130, f"\ninterrupted; give the same command again: {again}")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
             return OUTPUT_CLOSED

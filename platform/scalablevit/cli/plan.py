@@ -298,7 +298,8 @@ def _measure_step(stage: Stage, task: "Task", images: int) -> tuple[float, str]:
             fix="give --step-s from a machine that has, or plan for CPUs with cluster.gpus_per_worker=0",
         )
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{max(1, int(stage.cluster.cpus_per_worker))} CPU threads"
+    threads = max(1, int(stage.cluster.cpus_per_worker))
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{threads} CPU thread{'s' * (threads > 1)}"
     seconds = _step_s(stage, task, images, device)
     return seconds, f"measured here on {name}: median of {STEPS}, blank images"
 

@@ -37,8 +37,9 @@ EPILOG = f"""\
 The model's weights and recipe are read; no code of the registry is run. Overrides change the recipe (not that of a
 served model): task.score_threshold=0.5, tracking.uri=http://..., cluster.gpus_per_worker=1.
 
-MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images then LEAVE THIS MACHINE FOR
-THAT ADDRESS (unencrypted by http), one after another. The server names its model's classes before any image is sent.
+MODEL may also be the address of `mlflow models serve`: http://127.0.0.1:5001. All images are sent to it, one
+after another: with another host's address they LEAVE THIS MACHINE (unencrypted by http). The server names its model's
+classes before any image is sent.
 Where the model's task is one of your own package, name the package by --imports.
 
 IMAGES is a folder, with its subfolders; one image; or a list that ends in .txt, with one path on each line, absolute or

@@ -46,7 +46,7 @@ def run_served(options: argparse.Namespace, given: Path, out: Path) -> int:
     images = find_images(given)
     check_output_folder(out, images, options.overwrite)
     model = server.describe()
-    print(f"  model   served at {server.address}: images leave this machine for it")
+    print(f"  model   served at {server.address}{'' if server.is_local else ': images leave this machine for it'}")
     print(f"          {model.task}, {len(model.classes)} classes")
     print(f"  images  {len(images.names)} in {printable(given)}, {describe_skipped(images.ignored)}", flush=True)
     if options.dry_run:

@@ -86,7 +86,7 @@ def fill_output_folder(
     rate = f"{count / max(counts.seconds, 1e-9):.3g} images/s {timed}".rstrip()
     seconds = time.monotonic() - started
     made = f"predicted {count - counts.bad} of {count} images"
-    print(f"{made}, {rate}; {seconds:.1f} s in all; they are in {printable(out)}")
+    print(f"{made}, {rate}; {seconds:.1f} s in all without the start; they are in {printable(out)}")
     if output_note := task_info(facts["task"]).output_note:
         print(output_note)
     if counts.bad:

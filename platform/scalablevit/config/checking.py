@@ -17,7 +17,7 @@ from scalablevit.config.commands import command_line
 from scalablevit.config.errors import UndefinedKind, UserError, UserErrors
 from scalablevit.config.hints import section_hint, stage_with_hint
 from scalablevit.config.recipe import Recipe, Stage
-from scalablevit.config.section import kind_of, sections_in
+from scalablevit.config.section import SectionError, kind_of, sections_in
 from scalablevit.config.stage_keys import NO_KEY, default_of, value_at
 from scalablevit.config.strict_yaml import KeyPath, YamlDict, YamlMapping
 from scalablevit.config.transforms import UNDEFINED
@@ -26,6 +26,8 @@ SECTIONS = tuple(Stage.model_fields)
 OVERRIDE = "override "
 """Prefix of the location of a value that an override set."""
 MISSING = "is missing"
+FORMS = {"classes": ("a file with one name a line", "a list of names")}
+"""What can be written for a missing key, in words, where its name does not say it."""
 MAX_EXPLAINED = 100
 """Most mistakes that are explained; the others get pydantic's message alone, since an explanation takes time."""
 Locations = dict[KeyPath, str]
@@ -258,7 +260,8 @@ def _explain(
         case "missing":
             types = _types_at(schema, first["loc"])
             literals = [typing.get_args(each) for each in types if typing.get_origin(each) is typing.Literal]
-            return UserError(MISSING, where=where, fix=_add_hint(literals[0] if literals else ()))
+            choices = literals[0] if literals else FORMS.get(str(key_path[-1]), ())
+            return UserError(MISSING, where=where, fix=_add_hint(choices))
         case "union_tag_not_found":
             kinds = [kind_of(section) for each in _types_at(schema, first["loc"]) for section in sections_in(each)]
             fix = _add_hint(kinds)
@@ -274,19 +277,22 @@ def _explain(
     what = " or ".join(dict.fromkeys(map(_first_lower, messages)))
     value = first["input"]
     if isinstance(value, dict | list):
-        return _explain_section(key_path, what, current, locations, name)
+        return _explain_section(key_path, first, what, current, locations, name)
     fix = section_hint(key_path) if first["type"] in ("model_type", "model_attributes_type", "dict_type") else ""
     return UserError(f"{what}, got {short_repr(value)}", where=where, fix=fix)
 
 
-def _explain_section(key_path: KeyPath, what: str, current: YamlMapping, locations: Locations, name: str) -> UserError:
+def _explain_section(
+    key_path: KeyPath, detail: ErrorDetails, what: str, current: YamlMapping, locations: Locations, name: str
+) -> UserError:
     """Return the error for keys of a section that do not fit together, at an override of one of them, if any."""
     path = _named_key(key_path, what, locations)
+    error = detail.get("ctx", {}).get("error")
+    fix, key = (error.fix, error.key) if isinstance(error, SectionError) else ("", ())
     if path is None:
-        return UserError(what, where=format_location(key_path, locations, name))
+        return UserError(what, where=format_location((*key_path, *key), locations, name), fix=fix)
     if not key_path:  # the recipe's own errors name the key
         return UserError(what, where=locations[path])
-    fix = ""
     if what.startswith("give ") and (other := _other_key(path, what, current)):
         dotted = ".".join(map(str, (*_written_path(path, locations[path], locations)[:-1], other[0])))
         both = _is_override(locations.get((*path[:-1], other[0]), ""))

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from scalablevit.config.section import NOT_HASHED, PlainValues, PositiveInt, Probability, Section, Triple
+from scalablevit.config.section import NOT_HASHED, PlainValues, PositiveInt, Probability, Section, SectionError, Triple
 from scalablevit.config.transforms import refuse_unknown
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -233,7 +233,10 @@ class MaskPairs(_Images):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(split.masks is None for split in (self.train, self.val)):
-            raise ValueError("train.masks and val.masks are needed by the mask_pairs source")
+            raise SectionError(
+                "train.masks and val.masks are needed by the mask_pairs source",
+                "add the folders, as in train: {images: images/train, masks: annotations/train}",
+            )
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
         if self.scale_range[0] > self.scale_range[1]:
@@ -265,7 +268,10 @@ class CocoInstances(_Images):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(split.annotations is None for split in (self.train, self.val)):
-            raise ValueError("train.annotations and val.annotations are needed by the coco source")
+            raise SectionError(
+                "train.annotations and val.annotations are needed by the coco source",
+                "add the files, as in train: {images: train2017, annotations: annotations/train.json}",
+            )
         if self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) must be at least short_side ({self.short_side})")
         if self.train_short_sides and self.train_short_sides[0] > self.train_short_sides[1]:

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from scalablevit.config.data import Data
 from scalablevit.config.packages import PLATFORM, refuse_other_modules, top_level
 from scalablevit.config.promotion import Promotion
-from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section
+from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section, SectionError
 from scalablevit.config.task import Task, head_of
 from scalablevit.config.task_info import task_info
 from scalablevit.config.transforms import TRANSFORMS
@@ -22,6 +22,11 @@ Event = Literal["finished", "failed", "promoted", "refused", "stalled"]
 
 MOST_IMPORTS = 16
 """Most modules under a stage's `imports`."""
+SOURCE_KEYS = {
+    "mask_pairs": ", with train.masks, val.masks and classes",
+    "coco": ", with train.annotations and val.annotations",
+}
+"""What a source of data needs besides images, in words."""
 
 
 class Model(Section):
@@ -289,7 +294,13 @@ class Stage(Section):
         self._check_origin()
         info = task_info(self.task.kind)
         if self.data.source not in info.sources:
-            raise ValueError(f"task {info.kind} needs data.source {' or '.join(info.sources)}, not {self.data.source}")
+            sources = " or ".join(info.sources)
+            raise SectionError(
+                f"task {info.kind} needs data.source {sources}, not {self.data.source}",
+                f"write data.source: {sources}{SOURCE_KEYS.get(sources, '')}",
+                "data",
+                "source",
+            )
         self.task.check_data(self.data)
         metrics = info.promotion_metrics(head_of(self.task))
         if self.promotion.metric not in (None, *metrics):

@@ -24,6 +24,20 @@ class Section(BaseModel):
     )
 
 
+class SectionError(ValueError):
+    """What a section's validator raises where it knows what to do.
+
+    Args:
+        what: what is wrong.
+        fix: what to do about it.
+        *key: path in the section of the key that is wrong; empty: it is the section.
+    """
+
+    def __init__(self, what: str, fix: str, *key: str) -> None:
+        super().__init__(what)
+        self.fix, self.key = fix, key
+
+
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """Return all section classes named in a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -208,6 +208,11 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
     )
     useless = {result.name: useless_note(result.metric, result.value, len(result.classes)) for result in results}
     compare = f"  promote the candidate     {promote} {shlex.quote(last.registered_as)} {where}"
+    # MLflow's server starts programs of this environment by their names
+    serve = (
+        f"  serve the model           PATH={shlex.quote(str(programs))}:$PATH MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+        f"{mlflow} models serve -m {shlex.quote(model)} --env-manager local -p 5001"
+    )
     return "\n".join(
         [
             format_table(rows),
@@ -220,7 +225,7 @@ def format_results(results: Sequence[StageResult], root: Path, address: str) -> 
             f"  predict your images       {predict} {shlex.quote(model)} IMAGES --out DIR {where}",
             f"  evaluate the model        {evaluate} {shlex.quote(model)} {where}",
             *(
-                [compare] if last.version and not useless[last.name] else []
+                [compare, serve] if last.version and not useless[last.name] else []
             ),  # without a version `unregistered` says what to do
             "  go on or repeat           submit the same command again: finished stages are skipped, others resume",
             f"  the runs and their state  {runs} list --root {root_text}",

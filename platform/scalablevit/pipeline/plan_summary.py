@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from scalablevit.config.commands import command_name
 from scalablevit.config.packages import PLATFORM
 from scalablevit.config.recipe import FIRST_STEPS
 from scalablevit.config.root import tracking_uri
@@ -270,7 +271,7 @@ def format_automatic(resolved: ResolvedStage) -> list[str]:
 def format_time(estimate: TimeEstimate | None) -> str:
     """Return how long a stage will take, as text."""
     if estimate is None:
-        return "not measured on this machine"
+        return f"not measured on this machine; {command_name('plan')} --measure predicts it"
     return f"about {format_duration(estimate.seconds)}, as {estimate.run} ran on this machine"
 
 

@@ -401,6 +401,7 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
     training, cluster = stage.training, stage.cluster
     points = sorted({0, length.warmup, length.total // 2, length.total - 1})
     per_worker = training.global_batch_size / cluster.workers / training.accumulation_steps
+    workers = f"{cluster.workers} worker{'s' * (cluster.workers > 1)}"
     synchronized = cluster.gpus_per_worker > 0 and cluster.workers > 1
     largest = largest_rate(stage.optimizer, length)
     return {
@@ -408,14 +409,14 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         "data": f"{stage.data.source} {stage.data.root}: {resolved.train_samples} training and {resolved.val_samples} "
         f"validation samples, {len(resolved.classes)} classes{unused_data(resolved)}",
         "digest": resolved.digest,
-        "batch": f"{training.global_batch_size} = {cluster.workers} workers x {training.accumulation_steps} "
-        f"micro-batches x {per_worker:g}",
+        "batch": f"{training.global_batch_size} = {workers} x {training.accumulation_steps} "
+        f"micro-batch{'es' * (training.accumulation_steps > 1)} x {per_worker:g}",
         "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
         f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every} "
         "and at the end",
         "learning rate": "step "
         + ", ".join(f"{step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points)
         + f"; largest {largest:.4g}, optimizer.lr {stage.optimizer.lr:.4g}",
-        "resources": f"{cluster.workers} workers x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
+        "resources": f"{workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
     }

@@ -72,8 +72,9 @@ class ModelServer:
                 f"{address} has credentials in it", where="MODEL", fix="leave them out: they would be shown"
             )
         self.address = address.rstrip("/").removesuffix("/invocations")
+        self.is_local = is_loopback(parts.hostname or "")
         # a proxy of the environment would look for a server of this machine on its own
-        proxies = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname or "") else []
+        proxies = [urllib.request.ProxyHandler({})] if self.is_local else []
         self._opener = urllib.request.build_opener(_RefuseRedirects, *proxies)
 
     def describe(self) -> Description:
