@@ -128,7 +128,7 @@ def score_here(model: str, root: Any) -> Any:
     resolved = promote._resolve(found, [], root)
     store_listings(str(root / "cache" / "listed"), resolved.sources)
     stage, listing = promote._on_same_data(found, resolved), root / "cache" / "listed"
-    return promote._score_version(found, stage, root, 1, listing).score
+    return promote._score_version(found, stage, root, 1, listing)
 
 
 @contextmanager

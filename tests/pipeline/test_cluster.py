@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness.signal_handlers import handlers
 
 from scalablevit.cli import main
 from scalablevit.config.errors import UserError
@@ -17,7 +16,6 @@ from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE
 
-__all__ = ["handlers"]
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
 pytestmark = pytest.mark.ray

@@ -130,6 +130,7 @@ def facts(monkeypatch) -> dict[str, NodeFacts]:
 
     here = replace(GOOD, versions=versions())
     answers = {"a": here, "b": here}
+    monkeypatch.setattr(node_checks, "storage_error", lambda location: ("", ""))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     monkeypatch.setattr(
         cluster, "_ask_nodes",

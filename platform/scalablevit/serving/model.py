@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 ARCHIVE = Path(__file__).with_name("code") / "scalablevit.zip"
 """Our package in a registered version, one file; versions of before have its folder, which MLflow puts on the path."""
-if ARCHIVE.is_file():
+if ARCHIVE.is_file() and "scalablevit" not in sys.modules:  # a process that has the package keeps its own
     sys.path.insert(0, str(ARCHIVE))
 
 
