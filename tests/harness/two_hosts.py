@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -40,12 +41,14 @@ class Cluster:
         self.address = f"{members[0].address}:{PORT}"
         self._command = str(Path(sys.executable).with_name("ray"))
         self._nodes = 0
+        self._token = secrets.token_hex(32)
 
     def environment(self, **more: str) -> dict[str, str]:
         """Variables of every process on the hosts."""
         dropped = ("PYTHONPATH", "SCALABLEVIT_ROOT", "RAY_ADDRESS")
         return {**{name: value for name, value in os.environ.items() if name not in dropped}, **QUICK_HEALTH,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+                "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token,
                 "RAY_TMPDIR": str(self.folder / "ray"), **more}  # fmt: skip
 
     def start_head(self) -> None:
