@@ -16,7 +16,7 @@ from typing import Any
 from harness.container import TIED
 from harness.pages import REPOSITORY
 
-FOLDER = Path(os.environ.get("SCALABLEVIT_IMAGE_FOLDER", REPOSITORY / "build" / "image"))
+FOLDER = Path(os.environ.get("SCALABLEVIT_IMAGE_FOLDER", REPOSITORY / "build")).absolute() / "scalablevit-image"
 TOOLS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "unshare": "util-linux", "setpriv": "util-linux",
          "ip": "iproute2"}  # fmt: skip
 NEEDED_GB = 32
