@@ -1,14 +1,16 @@
 """Made-up objects and detections for the tests of COCO's metrics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 
 from harness.batches import detection_batch
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 CLASSES = ("sky, clear", "road", "car", "tree", "boat")
 Scene = tuple[int, Instances, dict[str, Any]]
@@ -76,6 +78,10 @@ def made_scenes(seed: int) -> list[Scene]:
     return [made_scene(draws, 3 * n, objects=objects, found=found) for n, (objects, found) in enumerate(counts)]
 
 
+def scenes_without_objects() -> list[Scene]:
+    return [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
+
+
 def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> CocoMetric:
     metric = CocoMetric(CLASSES, masks=masks)
     for start in range(0, len(scenes), batch):
@@ -87,6 +93,11 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
             ),
         )
     return metric
+
+
+def metrics_of_parts(scenes: Callable[[], list[Scene]], parts: list[slice]) -> list[dict[str, float]]:
+    """Of each part; what the process of a rank can be given."""
+    return [metrics_of(scenes()[part]) for part in parts]
 
 
 def metrics_of(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:

@@ -3,6 +3,7 @@ import copy
 import io
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ import numpy as np
 import pytest
 import torch
 from harness.batches import detection_batch
-from harness.coco_scenes import CLASSES, Scene, made_scene, made_scenes, metric_of, metrics_of
+from harness.coco_scenes import (
+    CLASSES,
+    Scene,
+    made_scene,
+    made_scenes,
+    metric_of,
+    metrics_of,
+    metrics_of_parts,
+    scenes_without_objects,
+)
 from harness.ranks import call_on_ranks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -182,22 +193,17 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
 
 def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     """Also where one of them saw no image; the second rank starts from the last one."""
-    scenes = made_scenes(4)
-    expected = metrics_of(scenes)
-    shares = (3, 0, len(scenes))
-    last = len(scenes)
-    results = call_on_ranks(
-        [
-            lambda: [metrics_of(scenes[: last - share]) for share in shares],
-            lambda: [metrics_of(scenes[last - share :][::-1]) for share in shares],
-        ],
-        tmp_path,
-    )
-    assert results == [[expected] * len(shares)] * 2
+    scenes = partial(made_scenes, 4)
+    expected = metrics_of(scenes())
+    last = len(scenes())
+    firsts = [slice(last - share) for share in (3, 0, last)]
+    others = [slice(last, last - share - 1 if share < last else None, -1) for share in (3, 0, last)]
+    calls = [partial(metrics_of_parts, scenes, parts) for parts in (firsts, others)]
+    assert call_on_ranks(calls, tmp_path, "forkserver") == [[expected] * 3] * 2
 
 
 def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
     """Or the others would wait for the one that refuses."""
-    scenes = [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
-    results = call_on_ranks([lambda: metrics_of(scenes[:1]), lambda: metrics_of(scenes[1:])], tmp_path)
+    calls = [partial(metrics_of_parts, scenes_without_objects, [slice(n, n + 1)]) for n in range(2)]
+    results = call_on_ranks(calls, tmp_path, "forkserver")
     assert all("UserError" in result and "validation split" in result for result in results)

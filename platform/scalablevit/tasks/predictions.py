@@ -114,7 +114,7 @@ class DetectionPrediction:
         """
         if self.masks_rle is None:
             raise ValueError("this model finds boxes without masks; task.head mask_rcnn finds both")
-        from faster_coco_eval import mask as run_lengths  # imported late: workers pay for imports
+        from hotcoco import mask as run_lengths  # imported late: workers pay for imports
 
         decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[index])
         return decoded.astype(np.bool_)
