@@ -134,6 +134,6 @@ class DetectionTask:
 
 def _encode_masks(masks: Tensor) -> list[RunLengths]:
     """Return the run lengths of masks bool (n, height, width)."""
-    columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+    columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy())
     encoded: list[RunLengths] = run_lengths.encode(columns_first)
     return encoded
