@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from hotcoco import COCO, COCOeval, Params, StreamingEval
 from hotcoco import mask as run_lengths
 from numpy.typing import NDArray
@@ -153,21 +154,20 @@ def _rows(
     kind: Kind, predictions: Sequence[Detections], batch: DetectionEvalBatch
 ) -> tuple[NDArray[np.float64], list[RunLengths] | None]:
     """Return the detections as rows of image, x, y, width, height, score and class, and the mask of each row."""
-    rows, masks = list[NDArray[np.float64]](), list[RunLengths]()
-    for index, detections in zip(batch.indices.tolist(), predictions, strict=True):
-        count = len(detections.scores)
-        boxes = _to_coco_boxes(detections.boxes.cpu().numpy())
-        if kind == "mask":
-            of_image = _masks_of(detections, count)
-            masks += of_image
-            # Whether a detection is small is read from its row's box, and masks go by their own area: each row gets
-            # a box of that area, which is compared with nothing.
-            boxes = np.zeros((count, 4))
-            boxes[:, 2], boxes[:, 3] = run_lengths.area(of_image), 1
-        scores, labels = (values.cpu().numpy() for values in (detections.scores, detections.labels))
-        rows.append(np.column_stack([np.full(count, index), boxes, scores, labels]))
-    table = np.concatenate(rows) if rows else np.zeros((0, 7))
-    return table, masks if kind == "mask" else None
+    counts = [len(detections.scores) for detections in predictions]
+    rows = np.zeros((sum(counts), 7))
+    rows[:, 0] = np.repeat(batch.indices.cpu().numpy(), counts)
+    rows[:, 5] = torch.cat([detections.scores for detections in predictions]).cpu().numpy()
+    rows[:, 6] = torch.cat([detections.labels for detections in predictions]).cpu().numpy()
+    if kind == "box":
+        rows[:, 1:5] = _to_coco_boxes(torch.cat([detections.boxes for detections in predictions]).cpu().numpy())
+        return rows, None
+    masks = [mask for detections, count in zip(predictions, counts, strict=True)
+             for mask in _masks_of(detections, count)]  # fmt: skip
+    # Whether a detection is small is read from its row's box, and masks go by their own area: each row gets a box of
+    # that area, which is compared with nothing.
+    rows[:, 3], rows[:, 4] = run_lengths.area(masks), 1
+    return rows, masks
 
 
 def _masks_of(given: Instances | Detections, count: int) -> list[RunLengths]:

@@ -95,7 +95,7 @@ class CocoMetric:
         metrics = {f"val/{kind}_{name}": float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=False)}
         # (thresholds, recalls, classes, areas, limits): all areas, the largest number of detections
         precision = np.asarray((evaluation.eval or {})["precision"])[:, :, :, 0, -1]
-        for index, name in enumerate(class_metric_names(f"val/{kind}_ap", self.classes)):
-            of_class = precision[:, :, index]
-            metrics[name] = float(of_class[of_class > _NO_VALUE].mean()) if (of_class > _NO_VALUE).any() else _NO_VALUE
+        # of a class without objects every value is `_NO_VALUE`, and so is their mean
+        of_classes = np.moveaxis(precision, 2, 0).reshape(len(self.classes), -1).mean(axis=1).tolist()
+        metrics |= dict(zip(class_metric_names(f"val/{kind}_ap", self.classes), of_classes, strict=True))
         return {name: value for name, value in metrics.items() if value != _NO_VALUE}
