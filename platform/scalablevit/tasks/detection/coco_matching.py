@@ -154,7 +154,7 @@ def _rows(
     kind: Kind, predictions: Sequence[Detections], batch: DetectionEvalBatch
 ) -> tuple[NDArray[np.float64], list[RunLengths] | None]:
     """Return the detections as rows of image, x, y, width, height, score and class, and the mask of each row."""
-    counts = [len(detections.scores) for detections in predictions]
+    counts = [len(detections.scores) for detections, _ in zip(predictions, batch.instances, strict=True)]
     rows = np.zeros((sum(counts), 7))
     rows[:, 0] = np.repeat(batch.indices.cpu().numpy(), counts)
     rows[:, 5] = torch.cat([detections.scores for detections in predictions]).cpu().numpy()
