@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks import mmengine_loop, our_loop, timm_loop
 from benchmarks.bench_peers import MMENGINE, TIMM, compare, noise_of, peer_metrics, stage_for
-from benchmarks.coco_speed import coco_times, made_metric
+from benchmarks.coco_speed import coco_times, gibibytes, scenes_of
 from benchmarks.toy_stage import write_pictures
 
 from scalablevit.config.data import Split
@@ -113,8 +113,9 @@ def test_mmengines_runner_and_ours_train_the_same_stage(monkeypatch, tmp_path, p
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
 def test_both_evaluations_come_to_the_same_metrics(kind, monkeypatch):
-    metric = made_metric(3)
-    assert {way: len(taken) for way, taken in coco_times(metric, kind, 1).items()} == {"ours": 1, "pycocotools": 1}
+    scenes = scenes_of(3)
+    assert gibibytes(scenes, 3) < 1
+    assert {way: len(taken) for way, taken in coco_times(scenes, kind, 1).items()} == {"ours": 1, "pycocotools": 1}
     monkeypatch.setattr("benchmarks.coco_speed.pycocotools_ap", lambda *_: 0.123)
     with pytest.raises(RuntimeError, match=r"pycocotools says \[0\.123"):
-        coco_times(metric, kind, 1)
+        coco_times(scenes, kind, 1)

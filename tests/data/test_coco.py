@@ -137,6 +137,8 @@ REFUSED: list[tuple[Change, str]] = [
     (segmentation(1, counts=[3, 4]), "counts do not add up to its size"),
     (segmentation(2, counts="3:"), "counts do not add up to its size"),
     (segmentation(2, counts="0ooooo"), "counts cannot be read"),
+    (segmentation(2, size=[-1, 2**40], counts="0"), "counts cannot be read"),
+    (segmentation(2, size=[0, 0], counts=""), "another size than their image's: annotation 3"),
     (lambda content: content["images"].clear(), "there are no images"),
     (lambda content: content["categories"].clear(), "there are no categories"),
 ]

@@ -1,14 +1,17 @@
 """Made-up objects and detections for the tests of COCO's metrics."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 
 from harness.batches import detection_batch
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 CLASSES = ("sky, clear", "road", "car", "tree", "boat")
 Scene = tuple[int, Instances, dict[str, Any]]
@@ -76,6 +79,24 @@ def made_scenes(seed: int) -> list[Scene]:
     return [made_scene(draws, 3 * n, objects=objects, found=found) for n, (objects, found) in enumerate(counts)]
 
 
+def tied_scenes(seed: int) -> list[Scene]:
+    """The scenes of `made_scenes` with boxes on a coarse grid, few different scores, more crowds, and areas that lie on
+    the borders of COCO's sizes or are not the masks'."""
+    draws = np.random.default_rng(seed)
+    scenes = []
+    for number, truth, found in made_scenes(seed):
+        count = len(truth.labels)
+        areas = np.where(draws.random(count) < 0.5, truth.areas, draws.choice([0, 1024, 1024.5, 9216, 10**6], count))
+        tied = replace(truth, boxes=np.round(truth.boxes / 8) * 8, areas=areas, crowd=draws.random(count) < 0.3)
+        scores = torch.round(found.scores * 4) / 4
+        scenes.append((number, tied, replace(found, boxes=torch.round(found.boxes / 8) * 8, scores=scores)))
+    return scenes
+
+
+def scenes_without_objects() -> list[Scene]:
+    return [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
+
+
 def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> CocoMetric:
     metric = CocoMetric(CLASSES, masks=masks)
     for start in range(0, len(scenes), batch):
@@ -87,6 +108,50 @@ def metric_of(scenes: list[Scene], *, masks: bool = True, batch: int = 2) -> Coc
             ),
         )
     return metric
+
+
+def coco_truth(scenes: Sequence[Scene], classes: Sequence[str]) -> dict[str, Any]:
+    """The objects in COCO's format. Numbers of categories and images have gaps, which the platform's do not have."""
+    images, annotations = [], []
+    for number, truth, _ in scenes:
+        images.append({"id": number + 5, "height": truth.size[0], "width": truth.size[1]})
+        for box, label, crowd, area, mask in zip(
+            truth.boxes.tolist(), truth.labels.tolist(), truth.crowd, truth.areas, truth.masks, strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1, "image_id": number + 5, "category_id": 7 * label + 3,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "area": float(area), "iscrowd": int(crowd), "segmentation": _as_text(mask),
+                }
+            )  # fmt: skip
+    categories = [{"id": 7 * label + 3, "name": name} for label, name in enumerate(classes)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_detections(scenes: Sequence[Scene], iou_type: str) -> list[dict[str, Any]]:
+    """The detections in COCO's format, boxes or masks."""
+    results = []
+    for number, _, found in scenes:
+        for box, score, label, mask in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True
+        ):
+            what = (
+                {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
+                if iou_type == "bbox"
+                else {"segmentation": _as_text(mask)}
+            )
+            results.append({"image_id": number + 5, "category_id": 7 * label + 3, "score": score, **what})
+    return results
+
+
+def _as_text(mask: dict[str, Any]) -> dict[str, Any]:
+    return {**mask, "counts": mask["counts"].decode() if isinstance(mask["counts"], bytes) else mask["counts"]}
+
+
+def metrics_of_parts(scenes: Callable[[], list[Scene]], parts: list[slice]) -> list[dict[str, float]]:
+    """Of each part; what the process of a rank can be given."""
+    return [metrics_of(scenes()[part]) for part in parts]
 
 
 def metrics_of(scenes: list[Scene], *, masks: bool = True) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,40 +113,46 @@ def _paths_in_environment() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def call_on_ranks(calls: Sequence[Callable[[], Any]], folder: Path) -> list[Any]:
+def call_on_ranks(calls: Sequence[Callable[[], Any]], folder: Path, method: str = "fork") -> list[Any]:
     """Call one function on each rank of a group, and return their results; a UserError is returned, as text.
 
     Rank 0 is this process and the others are its forks, which import nothing: for what needs no gradient, which torch
-    refuses to a fork.
+    refuses to a fork, and no hotcoco, whose threads a fork lacks and waits for. With "forkserver" they are forks of a
+    fresh process, and the functions can be pickled.
     """
     store = f"file://{folder}/store"
-    context = multiprocessing.get_context("fork")
-
-    def call(rank: int) -> Any:
-        dist.init_process_group(
-            "gloo", init_method=store, rank=rank, world_size=len(calls), timeout=timedelta(seconds=RANK_LIMIT_S)
-        )
-        try:
-            return calls[rank]()
-        except UserError as error:
-            return f"UserError: {error}"
-        finally:
-            dist.destroy_process_group()
-
+    if method == "forkserver":
+        _start_forkserver()
+    context: Any = multiprocessing.get_context(method)
     pipes = [context.Pipe(duplex=False) for _ in calls[1:]]
-    forks = [
-        context.Process(target=lambda rank=rank, end=send: end.send(call(rank)), daemon=True)
-        for rank, (_, send) in enumerate(pipes, start=1)
+    ranks = [
+        context.Process(target=_send_result, args=(send, call, rank, len(calls), store), daemon=True)
+        for rank, (call, (_, send)) in enumerate(zip(calls[1:], pipes, strict=True), start=1)
     ]
-    for fork, (_, send) in zip(forks, pipes, strict=True):
-        fork.start()
+    for rank, (_, send) in zip(ranks, pipes, strict=True):
+        rank.start()
         send.close()  # so that the end of a rank without a result is seen
-    results = [call(0)]
-    for fork, (receive, _) in zip(forks, pipes, strict=True):
+    results = [_call(calls[0], 0, len(calls), store)]
+    for rank, (receive, _) in zip(ranks, pipes, strict=True):
         assert receive.poll(RANK_LIMIT_S), "a rank gives no result"
         results.append(receive.recv())
-        fork.join()
+        rank.join()
     return results
+
+
+def _send_result(end: Connection, call: Callable[[], Any], rank: int, world: int, store: str) -> None:
+    end.send(_call(call, rank, world, store))
+
+
+def _call(call: Callable[[], Any], rank: int, world: int, store: str) -> Any:
+    limit = timedelta(seconds=RANK_LIMIT_S)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+    try:
+        return call()
+    except UserError as error:
+        return f"UserError: {error}"
+    finally:
+        dist.destroy_process_group()
 
 
 def newest(run_folder: str) -> Snapshot:

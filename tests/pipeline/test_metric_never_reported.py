@@ -14,7 +14,8 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.space_loading import load_search
 from scalablevit.data.coco import SIZES, read_annotations
 from scalablevit.pipeline.resolve import check_metric, resolve
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 RECIPE = """\
 name: r

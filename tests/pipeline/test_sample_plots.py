@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from faster_coco_eval import mask as run_lengths
 from harness.batches import detection_batch, label_batch
+from hotcoco import mask as run_lengths
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scalablevit.config.data import Shapes
@@ -21,7 +21,7 @@ from scalablevit.data.sources.opening import open_source
 from scalablevit.pipeline import sample_plots
 from scalablevit.pipeline.sample_plots import save_pair, save_predictions, save_training_batch
 from scalablevit.tasks.detection import drawing as detection_drawing
-from scalablevit.tasks.detection.coco_metric import Detections
+from scalablevit.tasks.detection.coco_matching import Detections
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.viz.palette import class_color
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import requests
 import uvicorn
-from faster_coco_eval import mask as run_lengths
 from harness.toys import SIDE, STAGES, val_images
+from hotcoco import mask as run_lengths
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 

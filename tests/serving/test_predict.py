@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from harness.predicting import ALL, run, trained
 from harness.toys import SIDE, finished_run, leave_status, val_images
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from scalablevit.cli import evaluate, predict
 from scalablevit.cli.prediction_input import find_images
@@ -145,9 +146,13 @@ def test_detections_are_scored_against_own_annotations_as_the_page_says(tmp_path
     page = (SCRIPT.parents[1] / "docs" / "detect.md").read_text(encoding="utf-8")
     names = {}
     exec(re.search(r"```python\n(def matched.+?)```", page, re.DOTALL)[1], names)  # noqa: S102  # our own page
-    coco = COCO(truth)
-    scored = COCOeval_faster(coco, coco.loadRes(names["matched"](found, truth)), "bbox", print_function=lambda *_: None)
-    scored.run()
+    annotations = tmp_path / "truth.json"
+    annotations.write_text(json.dumps(truth))
+    coco = COCO(str(annotations))
+    scored = COCOeval(coco, coco.loadRes(names["matched"](found, truth)), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
     assert scored.stats[0] == pytest.approx(1.0)
 
 

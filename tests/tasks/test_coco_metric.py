@@ -1,8 +1,9 @@
 import contextlib
-import copy
 import io
 import logging
+import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,40 @@ import numpy as np
 import pytest
 import torch
 from harness.batches import detection_batch
-from harness.coco_scenes import CLASSES, Scene, made_scene, made_scenes, metric_of, metrics_of
+from harness.coco_scenes import (
+    CLASSES,
+    Scene,
+    coco_detections,
+    coco_truth,
+    made_scene,
+    made_scenes,
+    metric_of,
+    metrics_of,
+    metrics_of_parts,
+    scenes_without_objects,
+    tied_scenes,
+)
 from harness.ranks import call_on_ranks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scalablevit.config.errors import UserError
 from scalablevit.data.instances import Instances
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
-def _as_text(mask: dict[str, Any]) -> dict[str, Any]:
-    return {**mask, "counts": mask["counts"].decode() if isinstance(mask["counts"], bytes) else mask["counts"]}
-
-
 def _pycocotools(scenes: list[Scene], kind: str) -> COCOeval:
-    """The reference's answer. Its category and image numbers have gaps, ours do not."""
-    images, annotations, results = [], [], []
-    for number, truth, found in scenes:
-        images.append({"id": number + 5, "height": truth.size[0], "width": truth.size[1]})
-        for box, label, crowd, area, mask in zip(
-            truth.boxes.tolist(), truth.labels.tolist(), truth.crowd, truth.areas, truth.masks, strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": number + 5, "category_id": 7 * label + 3,
-                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                    "area": float(area), "iscrowd": int(crowd), "segmentation": _as_text(mask),
-                }
-            )  # fmt: skip
-        for box, score, label, mask in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks, strict=True
-        ):
-            what = (
-                {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
-                if kind == "bbox"
-                else {"segmentation": _as_text(mask)}
-            )
-            results.append({"image_id": number + 5, "category_id": 7 * label + 3, "score": score, **what})
+    """The reference's answer."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = COCO()
-        categories = [{"id": 7 * number + 3, "name": name} for number, name in enumerate(CLASSES)]
-        truth_set.dataset = {"images": images, "annotations": annotations, "categories": categories}
+        truth_set.dataset = coco_truth(scenes, CLASSES)
         truth_set.createIndex()
-        evaluation = COCOeval(truth_set, truth_set.loadRes(copy.deepcopy(results)), kind)
+        evaluation = COCOeval(truth_set, truth_set.loadRes(coco_detections(scenes, kind)), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -81,6 +70,46 @@ def test_metrics_are_pycocotools(seed: int) -> None:
             named += expected != -1
     assert len(metrics) == named  # none besides those, and none without truth
     assert "val/box_ap/boat" not in metrics
+
+
+def _exchanged(metric: CocoMetric) -> Any:
+    """What rank 0 has of a rank."""
+    return pickle.loads(pickle.dumps((metric._images, metric._streams)))  # noqa: S301  # our own bytes
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+@settings(max_examples=8)
+def test_ties_crowds_and_areas_are_pycocotools_on_any_number_of_ranks(seed: int, ranks: int) -> None:
+    scenes = tied_scenes(seed)
+    parts = [metric_of(scenes[rank::ranks][::-1]) for rank in range(ranks)]
+    metrics = parts[0]._evaluate([_exchanged(part) for part in parts])
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        reference = _pycocotools(scenes, kind)
+        ours = [metrics.get(f"val/{name}_{metric}", -1) for metric in SUMMARY]
+        assert ours == pytest.approx(reference.stats[:6].tolist(), abs=1e-12)
+        for number, class_name in enumerate(("sky_ clear", *CLASSES[1:])):
+            precision = reference.eval["precision"][:, :, number, 0, 2]
+            expected = precision[precision > -1].mean() if (precision > -1).any() else -1
+            assert metrics.get(f"val/{name}_ap/{class_name}", -1) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_is_kept_and_exchanged_does_not_grow_with_masks() -> None:
+    """5,000 images of 100 detections, boxes and masks, are at most 50 MB."""
+    draws = np.random.default_rng(0)
+    _, truth, found = made_scene(draws, 0, objects=7, found=100)
+    sizes = []
+    for images in (20, 40):
+        metric = metric_of([(number, truth, found) for number in range(images)])
+        sizes.append(len(pickle.dumps((metric._images, metric._streams))))
+    assert sizes[1] - sizes[0] < 20 * 100 * 2 * 50
+
+
+def test_missing_masks_are_refused() -> None:
+    """The library would take the box of an object for its mask."""
+    number, truth, found = made_scene(np.random.default_rng(0), 0, objects=2, found=3)
+    for scene in ((number, replace(truth, masks=None), found), (number, truth, replace(found, masks=None))):
+        with pytest.raises(ValueError, match="objects, but 0 masks"):
+            metric_of([scene])
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -182,22 +211,17 @@ def test_evaluation_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pyte
 
 def test_two_ranks_know_what_one_knows(tmp_path: Path) -> None:
     """Also where one of them saw no image; the second rank starts from the last one."""
-    scenes = made_scenes(4)
-    expected = metrics_of(scenes)
-    shares = (3, 0, len(scenes))
-    last = len(scenes)
-    results = call_on_ranks(
-        [
-            lambda: [metrics_of(scenes[: last - share]) for share in shares],
-            lambda: [metrics_of(scenes[last - share :][::-1]) for share in shares],
-        ],
-        tmp_path,
-    )
-    assert results == [[expected] * len(shares)] * 2
+    scenes = partial(made_scenes, 4)
+    expected = metrics_of(scenes())
+    last = len(scenes())
+    firsts = [slice(last - share) for share in (3, 0, last)]
+    others = [slice(last, last - share - 1 if share < last else None, -1) for share in (3, 0, last)]
+    calls = [partial(metrics_of_parts, scenes, parts) for parts in (firsts, others)]
+    assert call_on_ranks(calls, tmp_path, "forkserver") == [[expected] * 3] * 2
 
 
 def test_a_split_without_objects_is_refused_on_every_rank(tmp_path: Path) -> None:
     """Or the others would wait for the one that refuses."""
-    scenes = [made_scene(np.random.default_rng(0), number, objects=0, found=2) for number in range(2)]
-    results = call_on_ranks([lambda: metrics_of(scenes[:1]), lambda: metrics_of(scenes[1:])], tmp_path)
+    calls = [partial(metrics_of_parts, scenes_without_objects, [slice(n, n + 1)]) for n in range(2)]
+    results = call_on_ranks(calls, tmp_path, "forkserver")
     assert all("UserError" in result and "validation split" in result for result in results)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from faster_coco_eval import mask as run_lengths
 from harness.batches import detection_batch
+from hotcoco import mask as run_lengths
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -7,8 +7,8 @@ import pytest
 import timm.optim
 import torch
 import torch.distributed as dist
-from faster_coco_eval import mask as run_lengths
 from harness.batches import detection_batch
+from hotcoco import mask as run_lengths
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection import MaskRCNN, RetinaNet

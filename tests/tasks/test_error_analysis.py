@@ -8,7 +8,7 @@ from harness.coco_scenes import CLASSES, made_scenes, metric_of
 
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.classification.error_analysis import ClassErrorAnalysis
-from scalablevit.tasks.detection.coco_metric import Detections
+from scalablevit.tasks.detection.coco_matching import Detections
 from scalablevit.tasks.detection.error_analysis import BoxErrorAnalysis
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 from scalablevit.tasks.segmentation.error_analysis import MaskErrorAnalysis

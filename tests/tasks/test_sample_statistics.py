@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from harness.batches import detection_batch, label_batch, mask_batch
-from harness.coco_scenes import CLASSES, Scene, made_scenes, metrics_of
+from harness.coco_scenes import CLASSES, Scene, made_scenes, metrics_of, tied_scenes
 
 from scalablevit.tasks.classification.bootstrap import HitStatistics
 from scalablevit.tasks.classification.task import AccuracyMetric
@@ -63,10 +63,11 @@ def _per_sample(scenes: list[Scene], metric: str) -> PrecisionStatistics:
     return per_sample
 
 
+@pytest.mark.parametrize("make", [made_scenes, tied_scenes])
 @pytest.mark.parametrize("metric", ["box_ap", "mask_ap"])
-def test_precisions(metric):
+def test_precisions(metric, make):
     """Against the metric given copies of images under other numbers, which matches every copy anew."""
-    scenes = made_scenes(0)
+    scenes = make(0)
     per_sample = _per_sample(scenes, metric)
     draws = np.random.default_rng(1)
     choices = [np.arange(len(scenes)), *(draws.integers(len(scenes), size=len(scenes)) for _ in range(4))]

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as run_lengths
 from harness.batches import detection_batch, label_batch, mask_batch
+from hotcoco import mask as run_lengths
 
 from scalablevit.config.task_info import task_info
 from scalablevit.data.instances import Instances
 from scalablevit.tasks.classification.task import AccuracyMetric
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 from scalablevit.tasks.segmentation.confusion import ConfusionMetric
 
 CLASSES = ("a", "b", "c", "d", "e")

@@ -19,7 +19,7 @@ PLATFORM = __name__.partition(".")[0]
 MAX_NAME_LENGTH = 200
 """Most characters of a module's name."""
 DEPENDENCIES = frozenset({
-    "albumentations", "cv2", "faster_coco_eval", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
+    "albumentations", "cv2", "hotcoco", "jinja2", "matplotlib", "mlflow", "mmcv", "mmengine", "mmseg", "numpy",
     "onnx", "onnxruntime", "optuna", "pandas", "PIL", "psutil", "pyarrow", "pydantic", "ray", "safetensors", "scipy",
     "simplejpeg", "timm", "torch", "torchvision", "tqdm", "yaml",
 })  # fmt: skip

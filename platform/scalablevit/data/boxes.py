@@ -4,8 +4,10 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 from numpy.typing import NDArray
+
+from scalablevit.data.instances import compress
 
 LOOSE_PIXELS = 3.0
 """A box disagrees with its mask where a side is more than so many pixels from the mask's bounds."""
@@ -80,7 +82,7 @@ def compare_masks(segmentations: list[bytes], boxes: NDArray[np.float32], sizes:
     loose, flat = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     parsed = json.loads(b"[" + b",".join(segmentations) + b"]")
     if runs := [index for index, shape in enumerate(parsed) if isinstance(shape, dict)]:
-        masks = [run_lengths.segmToRle(parsed[i], int(sizes[i, 1]), int(sizes[i, 0])) for i in runs]
+        masks = [compress(parsed[i], (int(sizes[i, 0]), int(sizes[i, 1]))) for i in runs]
         corners = np.asarray(run_lengths.toBbox(masks)) @ _TO_CORNERS
         flat[runs] = np.asarray(run_lengths.area(masks)) == 0
         loose[runs] = (np.abs(corners - boxes[runs]) > LOOSE_PIXELS).any(axis=1) & ~flat[runs]

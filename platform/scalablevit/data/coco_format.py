@@ -1,9 +1,8 @@
 """COCO's annotation format, the part of it that this project writes."""
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
-if TYPE_CHECKING:  # it loads COCO's library
-    from scalablevit.data.instances import RunLengths
+from scalablevit.data.instances import RunLengths
 
 
 class CocoImage(TypedDict, total=False):
@@ -27,7 +26,7 @@ class CocoAnnotation(TypedDict, total=False):
     """Square pixels."""
     iscrowd: int
     """1 for a group of objects that are not annotated one by one, else 0."""
-    segmentation: "RunLengths | dict[str, list[int]]"
+    segmentation: RunLengths | dict[str, list[int]]
     """Run lengths, compressed or not."""
     score: float
     """0 to 1."""

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from faster_coco_eval import mask_api_new_cpp
-
 from scalablevit.config.errors import UserError, raise_all
+from scalablevit.data.instances import damage_of
 from scalablevit.data.sources.annotated_names import ImageFiles, leads_out
 from scalablevit.data.sources.files import format_first
 
@@ -268,11 +267,8 @@ def _segmentation_problem(segmentation: Any) -> str | None:
         return None if valid else "segmentation's counts do not add up to its size"
     if not isinstance(counts, str):
         return "segmentation's counts are neither list nor text"
-    try:
-        (plain,) = mask_api_new_cpp.toUncompressedRLE([{"size": size, "counts": counts.encode()}])
-    except (RuntimeError, ValueError):
-        return "segmentation's counts cannot be read"
-    return None if sum(plain["counts"]) == size[0] * size[1] else "segmentation's counts do not add up to its size"
+    damage = damage_of(counts, (size[0], size[1]))
+    return f"segmentation's counts {damage}" if damage else None
 
 
 def _most_without_mask(objects: int, max_bad_fraction: float) -> float:

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 from numpy.typing import NDArray
 
 
@@ -43,9 +43,33 @@ def to_run_lengths(segmentation: bytes, size: tuple[int, int]) -> RunLengths:
         segmentation: as JSON, checked by `data.coco_records`.
         size: height and width of the image, pixels.
     """
+    return compress(json.loads(segmentation), size)
+
+
+def compress(segmentation: Any, size: tuple[int, int]) -> RunLengths:
+    """Return compressed run lengths of a `segmentation` read from JSON; arguments as to `to_run_lengths`."""
+    masks: list[RunLengths] | RunLengths = run_lengths.frPyObjects(segmentation, *size)
+    merged: RunLengths = run_lengths.merge(masks) if isinstance(masks, list) else masks
+    return merged
+
+
+def damage_of(counts: str, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with compressed run lengths, None where they are a mask of `size`.
+
+    Args:
+        counts: COCO's encoding of the lengths.
+        size: height and width, pixels.
+    """
     height, width = size
-    compressed: RunLengths = run_lengths.segmToRle(json.loads(segmentation), width, height)
-    return compressed
+    try:
+        run_lengths.rle_from_string(counts, height, width)
+    except (ValueError, OverflowError):
+        return "cannot be read"
+    try:  # the library refuses run lengths of too many pixels, but not of too few
+        run_lengths.rle_from_string(counts, 1, height * width - 1)
+    except (ValueError, OverflowError):
+        return None
+    return "do not add up to its size"
 
 
 def decode_masks(masks: list[RunLengths], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -85,7 +85,8 @@ def build_loader(
     """
     context = None
     if workers:
-        # not fork: it would copy locks that this process's CUDA, Ray and MLflow threads hold at that moment
+        # not fork: it would copy locks that this process's CUDA, Ray and MLflow threads hold at that moment, and leave
+        # hotcoco waiting for threads that were not copied
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["albumentations", "torch.utils.data"])  # imported once, not in each process
     else:

@@ -25,7 +25,7 @@ from scalablevit.tracking.tags import best_metric
 SERVING = "serving/model.py"
 """The script of the registered model, below the package's folder."""
 SERVING_PACKAGES = ["mlflow", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy",
-                    "pillow", "simplejpeg", "faster-coco-eval", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
+                    "pillow", "simplejpeg", "hotcoco", "pydantic", "pyyaml", "safetensors"]  # fmt: skip
 """Distributions that serving needs for every kind of task."""
 SAMPLE_SIDE = 64
 """Side of the sample input, pixels."""

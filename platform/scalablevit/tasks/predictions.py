@@ -1,17 +1,15 @@
 """A trained model's prediction for one image, by the kind of task: arrays for Python, plain values for JSON."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scalablevit.data.instances import RunLengths, decode_masks
 from scalablevit.tasks.output import PredictionDict
-
-if TYPE_CHECKING:  # it loads COCO's library, and workers pay for imports
-    from scalablevit.data.instances import RunLengths
 
 TOP_K = 5
 """Most classes in a classifier's `to_dict()`, most probable first."""
@@ -96,7 +94,7 @@ class DetectionPrediction:
     """(n,), 0 to 1, in descending order."""
     labels: NDArray[np.int64]
     """(n,): class indices from 0."""
-    masks_rle: tuple["RunLengths", ...] | None
+    masks_rle: tuple[RunLengths, ...] | None
     """n masks as COCO's compressed run lengths, {"size": [height, width], "counts": text}; None: boxes only."""
 
     @property
@@ -114,10 +112,9 @@ class DetectionPrediction:
         """
         if self.masks_rle is None:
             raise ValueError("this model finds boxes without masks; task.head mask_rcnn finds both")
-        from faster_coco_eval import mask as run_lengths  # imported late: workers pay for imports
-
-        decoded: NDArray[np.uint8] = run_lengths.decode(self.masks_rle[index])
-        return decoded.astype(np.bool_)
+        mask = self.masks_rle[index]
+        decoded: NDArray[np.bool_] = decode_masks([mask], (mask["size"][0], mask["size"][1]))[0].astype(np.bool_)
+        return decoded
 
     def to_dict(self) -> PredictionDict:
         """Return plain values.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.data.batch import DetectionEvalBatch, DetectionTrainBatch
 from scalablevit.data.instances import RunLengths, decode_masks
-from scalablevit.tasks.detection.coco_metric import Detections
+from scalablevit.tasks.detection.coco_matching import Detections
 from scalablevit.viz.samples import Image, draw_boxes, draw_objects
 
 

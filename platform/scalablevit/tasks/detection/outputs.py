@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 from numpy.typing import NDArray
 from PIL import Image
 
 from scalablevit.config.task import SHOWN_SCORE
 from scalablevit.config.task_info import TASKS
+from scalablevit.data.instances import damage_of
 from scalablevit.data.names import printable
 from scalablevit.tasks.output import OVERLAYS, PredictionDict, picture_path, refuse_other_size
 from scalablevit.viz.overlays import draw_boxes
@@ -157,7 +158,8 @@ def parse_prediction(received: PredictionDict, size: tuple[int, int]) -> Predict
     for mask in columns.get("masks", ()):
         if not isinstance(mask["counts"], str):
             raise TypeError("a mask that is no run lengths")
-        run_lengths.decode(mask)  # raises ValueError
+        if damage := damage_of(mask["counts"], size):
+            raise ValueError(f"run lengths that {damage}")
     return columns
 
 

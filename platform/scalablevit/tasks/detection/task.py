@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as run_lengths
+from hotcoco import mask as run_lengths
 from torch import Tensor, nn
 
 from scalablevit.config.data import CocoInstances, SplitName
@@ -20,7 +20,8 @@ from scalablevit.data.loader import collate_detection_eval, collate_detection_tr
 from scalablevit.data.mixing import normalize
 from scalablevit.data.transforms import fill_color
 from scalablevit.models.backbone import Pyramid, build_pyramid
-from scalablevit.tasks.detection.coco_metric import CocoMetric, Detections
+from scalablevit.tasks.detection.coco_matching import Detections
+from scalablevit.tasks.detection.coco_metric import CocoMetric
 from scalablevit.tasks.detection.detector import (
     build_detector,
     detect,
@@ -133,6 +134,6 @@ class DetectionTask:
 
 def _encode_masks(masks: Tensor) -> list[RunLengths]:
     """Return the run lengths of masks bool (n, height, width)."""
-    columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+    columns_first = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy())
     encoded: list[RunLengths] = run_lengths.encode(columns_first)
     return encoded
