@@ -5,6 +5,7 @@
 Without a GPU: bytes and kernels counted on fake tensors, and processor time of one thread, all sides in turn.
 """
 
+import copy
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch.nn import functional
 import scalablevit.models  # noqa: F401  registers the variants
 from scalablevit.models.attention import DepthwiseConv, WindowAttention
 from scalablevit.models.compilation import compile_blocks
+from scalablevit.models.cpu_linear import use_library
 
 COUNTED_SHAPE = (128, 3, 224, 224)
 BATCH = 8
@@ -92,13 +94,19 @@ def inference_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
         with torch.autocast("cpu", torch.bfloat16):
             ours(images)
 
+    other = copy.deepcopy(ours)
+    use_library(other, "onednn")
+
     # As in evaluation: within an outer region autocast casts the weights once, not in every pass.
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        seconds = interleaved({"ours": partial(ours, images), "plain": partial(plain, images), "bf16": half}, rounds)
+        seconds = interleaved({"ours": partial(ours, images), "plain": partial(plain, images), "bf16": half,
+                               "onednn": partial(other, images)}, rounds)  # fmt: skip
     times["inference"] = spread(seconds)
     return [
         Row("CPU inference, float32", 1.10, speed_up(seconds, "ours", "plain"), "plain form"),
+        Row("CPU inference, float32, oneDNN", 1.45, speed_up(seconds, "onednn", "ours"), "torch's linear layers"),
         Row("CPU inference, bf16", 1.90, speed_up(seconds, "bf16", "ours"), "our own float32"),
+        Row("CPU inference, bf16 to oneDNN", None, speed_up(seconds, "bf16", "onednn"), "our own float32 by oneDNN"),
     ]
 
 
@@ -113,6 +121,9 @@ def step_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
     fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     loop = torch.optim.AdamW(model.parameters(), lr=1e-6)
     ways["fused"] = partial(step, model, fused, images, labels)
+    other = copy.deepcopy(model)
+    use_library(other, "onednn")
+    ways["onednn"] = partial(step, other, torch.optim.AdamW(other.parameters(), lr=1e-6, fused=True), images, labels)
     ways["bf16"] = partial(half_step, model, fused, images, labels, DepthwiseConv.forward)
     ways["bf16 before"] = partial(half_step, model, loop, images, labels, nn.Conv2d.forward)
     seconds = interleaved(ways, rounds, warm_up=1)
@@ -120,9 +131,13 @@ def step_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
     return [
         Row("CPU training step, float32", 1.03, speed_up(seconds, "ours", "plain"), "plain form"),
         Row("CPU training step, float32, fused AdamW", None, speed_up(seconds, "fused", "ours"), "AdamW's loop"),
+        Row("CPU training step, float32, oneDNN and fused AdamW", 1.30, speed_up(seconds, "onednn", "ours"),
+            "torch's linear layers and AdamW's loop"),
         Row("CPU training step, bf16", 1.05, speed_up(seconds, "bf16", "bf16 before"),
             "with depth-wise convolutions in bf16 and AdamW's loop"),
         Row("CPU training step, bf16 to float32", None, speed_up(seconds, "bf16", "fused"), "our own float32"),
+        Row("CPU training step, bf16 to oneDNN", None, speed_up(seconds, "bf16", "onednn"),
+            "our own float32 by oneDNN"),
     ]  # fmt: skip
 
 
