@@ -131,15 +131,16 @@ def counted(layer: nn.Linear) -> None:
 
 
 def fake(layer: nn.Linear) -> None:
-    with FakeTensorMode() as mode:
-        inside = mode.from_tensor(torch.randn(2, 40))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        layer(torch.empty(2, 40))
-    for tensor in (inside, torch.empty(2, 40, device="meta")):
-        with nullcontext() if tensor.is_meta else mode:
-            torch.func.functional_call(
-                layer, {name: torch.empty_like(p, device=tensor.device) for name, p in layer.named_parameters()}, tensor
-            )
+    """Inside and outside of the mode, as memory is estimated; and on meta tensors, as costs are counted."""
+    mode, x = FakeTensorMode(), torch.randn(2, 40)
+    for make, context in ((mode.from_tensor, mode), (mode.from_tensor, nullcontext()), (to_meta, nullcontext())):
+        values = {name: make(parameter) for name, parameter in layer.named_parameters()}
+        with context:
+            assert torch.func.functional_call(layer, values, make(x)).shape == (2, 24)
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
 
 
 def transformed(layer: nn.Linear) -> None:

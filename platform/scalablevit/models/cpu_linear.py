@@ -72,7 +72,7 @@ def _is_eager_float32(x: Tensor, weight: Tensor) -> bool:
         all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == torch.float32 for t in (x, weight))
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()  # noqa: SLF001  # torch.func has no public query
     )
