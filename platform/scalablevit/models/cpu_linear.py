@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN on a CPU, where torch sends float32 products to MKL, which halves AMD's AVX-512 units.
+"""Linear layers through oneDNN on a CPU: torch sends float32 products to MKL, which does without AVX-512 on AMD.
 
 The operator is torch's private one; tests/models/test_cpu_linear.py says what breaks when it changes.
 """
