@@ -22,7 +22,7 @@ from scalablevit.models.cpu_linear import OneDNNLinear, fastest_for, is_availabl
 pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN")
 
 DEMO = Path(__file__).parents[2] / "pipelines" / "recipes" / "demo.yaml"
-ZEN4 = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512bw\n\nprocessor\t: 1\n"
+ZEN5 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: fpu avx2 avx512f avx512bw\n\nprocessor\t: 1\n"
 
 
 def layers(inputs: int = 40, outputs: int = 24, *, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -166,10 +166,13 @@ def test_it_is_off_where_it_would_break_or_miscount(place: Callable[[nn.Linear],
 @pytest.mark.parametrize(
     ("cpuinfo", "library"),
     [
-        (ZEN4, "onednn"),
-        (ZEN4.replace("avx512f avx512bw", ""), "torch"),
-        (ZEN4.replace("AuthenticAMD", "GenuineIntel"), "torch"),
-        (ZEN4.replace("AuthenticAMD", "HygonGenuine"), "torch"),
+        (ZEN5, "onednn"),
+        (ZEN5.replace("26", "27"), "onednn"),
+        (ZEN5.replace("26", "25"), "torch"),
+        (ZEN5.replace("26", "unknown"), "torch"),
+        (ZEN5.replace("avx512f avx512bw", ""), "torch"),
+        (ZEN5.replace("AuthenticAMD", "GenuineIntel"), "torch"),
+        (ZEN5.replace("AuthenticAMD", "HygonGenuine"), "torch"),
         ("processor\t: 0\nFeatures\t: fp asimd\n", "torch"),
         ("", "torch"),
     ],

@@ -165,7 +165,7 @@ class Training(Section):
     """bfloat16: autocast; weights and optimizer stay float32."""
     cpu_linear: Annotated[Literal["auto", "torch", "onednn"], Field(json_schema_extra=NOT_HASHED)] = "auto"
     """Library of the linear layers on a CPU in float32 without `compile`; without effect on a GPU. auto: oneDNN on AMD
-    with AVX-512, else torch's own choice. Decided by the first worker when the run begins, and kept by the run and its
+    from Zen 5 on, else torch's own choice. Decided by the first worker when the run begins, and kept by the run and its
     registered model, since results differ by rounding."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides data order, augmentation, mixing, initialisation and drop path."""

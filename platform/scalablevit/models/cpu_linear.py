@@ -18,6 +18,8 @@ CpuLinear = Literal["torch", "onednn"]
 """Which library computes the linear layers on a CPU."""
 OPERATOR = "_linear_pointwise"
 """In `torch.ops.mkldnn`: a linear layer with an optional function of its outputs, for Inductor's own use."""
+ZEN5 = 26
+"""AMD's number of the first family of CPUs whose units are 512 bits wide."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +30,18 @@ def is_available() -> bool:
 
 
 def fastest_for(cpuinfo: str) -> CpuLinear:
-    """Return the faster library for a CPU: oneDNN on AMD with AVX-512, torch's own choice on all others.
+    """Return the faster library for a CPU: oneDNN on AMD with AVX-512 from Zen 5 on, torch's own choice on all others.
 
-    It is a rule and no timing: one in ten short timings on busy cores is wrong.
+    It is a rule and no timing: one in ten short timings on busy cores is wrong. Zen 4 takes an AVX-512 instruction in
+    two halves, and small models were slower there.
 
     Args:
         cpuinfo: content of /proc/cpuinfo; empty: the CPU is not known.
     """
-    fields = dict(re.findall(r"^(vendor_id|flags)\s*:\s*(.*)$", cpuinfo, re.MULTILINE))
-    is_amd, flags = fields.get("vendor_id") == "AuthenticAMD", fields.get("flags", "").split()
-    return "onednn" if is_amd and "avx512f" in flags else "torch"
+    fields = dict(re.findall(r"^(vendor_id|cpu family|flags)\s*:\s*(.*)$", cpuinfo, re.MULTILINE))
+    family = fields.get("cpu family", "")
+    is_zen5 = fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= ZEN5
+    return "onednn" if is_zen5 and "avx512f" in fields.get("flags", "").split() else "torch"
 
 
 def evaluated_library(stage: Stage) -> CpuLinear:
