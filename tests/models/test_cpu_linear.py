@@ -22,7 +22,7 @@ from scalablevit.models.cpu_linear import OneDNNLinear, fastest_for, is_availabl
 pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN")
 
 DEMO = Path(__file__).parents[2] / "pipelines" / "recipes" / "demo.yaml"
-ZEN5 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: fpu avx2 avx512f avx512bw\n\nprocessor\t: 1\n"
+ZEN5 = "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nflags\t\t: fpu avx2 avx512f avx512bw\n\nprocessor\t: 1\n"
 
 
 def layers(inputs: int = 40, outputs: int = 24, *, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
