@@ -5,11 +5,13 @@
 Without a GPU: bytes and kernels counted on fake tensors, and processor time of one thread, all sides in turn.
 """
 
+import copy
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import scalablevit.models  # noqa: F401  registers the variants
-from scalablevit.models.attention import WindowAttention
+from scalablevit.models.attention import DepthwiseConv, WindowAttention
 from scalablevit.models.compilation import compile_blocks
+from scalablevit.models.cpu_linear import use_library
 
 COUNTED_SHAPE = (128, 3, 224, 224)
 BATCH = 8
@@ -91,13 +94,19 @@ def inference_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
         with torch.autocast("cpu", torch.bfloat16):
             ours(images)
 
+    other = copy.deepcopy(ours)
+    use_library(other, "onednn")
+
     # As in evaluation: within an outer region autocast casts the weights once, not in every pass.
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        seconds = interleaved({"ours": partial(ours, images), "plain": partial(plain, images), "bf16": half}, rounds)
+        seconds = interleaved({"ours": partial(ours, images), "plain": partial(plain, images), "bf16": half,
+                               "onednn": partial(other, images)}, rounds)  # fmt: skip
     times["inference"] = spread(seconds)
     return [
         Row("CPU inference, float32", 1.10, speed_up(seconds, "ours", "plain"), "plain form"),
+        Row("CPU inference, float32, oneDNN", 1.45, speed_up(seconds, "onednn", "ours"), "torch's linear layers"),
         Row("CPU inference, bf16", 1.90, speed_up(seconds, "bf16", "ours"), "our own float32"),
+        Row("CPU inference, bf16 to oneDNN", None, speed_up(seconds, "bf16", "onednn"), "our own float32 by oneDNN"),
     ]
 
 
@@ -108,13 +117,48 @@ def step_rows(rounds: int, times: dict[str, Any]) -> list[Row]:
         name: partial(step, model.train(), torch.optim.AdamW(model.parameters(), lr=1e-6), images, labels)
         for name, model in zip(("ours", "plain"), both_forms(), strict=True)
     }
+    model = timm.create_model("scalablevit_small").train()
+    fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    loop = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    ways["fused"] = partial(step, model, fused, images, labels)
+    other = copy.deepcopy(model)
+    use_library(other, "onednn")
+    ways["onednn"] = partial(step, other, torch.optim.AdamW(other.parameters(), lr=1e-6, fused=True), images, labels)
+    ways["bf16"] = partial(half_step, model, fused, images, labels, DepthwiseConv.forward)
+    ways["bf16 before"] = partial(half_step, model, loop, images, labels, nn.Conv2d.forward)
     seconds = interleaved(ways, rounds, warm_up=1)
     times["training step"] = spread(seconds)
-    return [Row("CPU training step, float32", 1.03, speed_up(seconds, "ours", "plain"), "plain form")]
+    return [
+        Row("CPU training step, float32", 1.03, speed_up(seconds, "ours", "plain"), "plain form"),
+        Row("CPU training step, float32, fused AdamW", None, speed_up(seconds, "fused", "ours"), "AdamW's loop"),
+        Row("CPU training step, float32, oneDNN and fused AdamW", 1.30, speed_up(seconds, "onednn", "ours"),
+            "torch's linear layers and AdamW's loop"),
+        Row("CPU training step, bf16", 1.05, speed_up(seconds, "bf16", "bf16 before"),
+            "with depth-wise convolutions in bf16 and AdamW's loop"),
+        Row("CPU training step, bf16 to float32", None, speed_up(seconds, "bf16", "fused"), "our own float32"),
+        Row("CPU training step, bf16 to oneDNN", None, speed_up(seconds, "bf16", "onednn"),
+            "our own float32 by oneDNN"),
+    ]  # fmt: skip
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    functional.cross_entropy(model(images), labels).backward()
+def half_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    convolve: Callable[[Any, Tensor], Tensor],
+) -> None:
+    """Take the step in bf16 autocast, with this forward pass of the depth-wise convolutions."""
+    with patch.object(DepthwiseConv, "forward", convolve):
+        step(model, optimizer, images, labels, half=True)
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, *, half: bool = False
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = functional.cross_entropy(model(images), labels)
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -519,7 +519,7 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     assert set(whole) - set(part) == {"cluster", "tracking", "promotion"}
     assert set(whole["data"]) - set(part["data"]) == {"root", "max_shared_fraction", "on_missing_class"}
     assert set(whole["training"]) - set(part["training"]) == {
-        "checkpoint_every", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
+        "checkpoint_every", "cpu_linear", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
         "ema_warmup",  # there is no average
         "image_size_schedule",  # there is none
     }  # fmt: skip

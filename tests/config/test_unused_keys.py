@@ -72,6 +72,9 @@ TAKEN: list[tuple[str, str, Any, Values]] = [
     ("segmentation", "task.neck_channels", 64, {"task.head": "upernet"}),
     ("classification", "optimizer.betas", [0.9, 0.95], {"optimizer.name": "sgd"}),
     ("classification", "optimizer.eps", 1e-6, {"optimizer.name": "sgd"}),
+    ("classification", "training.cpu_linear", "onednn", {"training.precision": "bfloat16"}),
+    ("classification", "training.cpu_linear", "torch", {"training.compile": "blocks"}),
+    ("classification", "training.cpu_linear", "onednn", {"training.compile": True}),
     ("classification", "optimizer.schedule.min_lr", 1e-5, {"optimizer.schedule.kind": "constant"}),
     (
         "classification",

@@ -227,7 +227,7 @@ def test_damaged_stored_files_are_named(content: bytes) -> None:
 def test_a_config_keeps_everything_else() -> None:
     config = {"format": 1, "stage": stage_of(OLD), "classes": ["a"], "metrics": {"val/top1": 0.5, "val/top4": 1.0}}
     stage = stage_of(NEW)
-    stage["training"]["ema_warmup"] = False
+    stage["training"] |= {"ema_warmup": False, "cpu_linear": "torch"}
     assert stored_config(config) == {**config, "stage": stage}
 
 
@@ -240,6 +240,12 @@ def test_an_absent_warm_up_of_the_average_is_off_in_what_was_stored_and_on_in_fi
     assert stored_stage({"version": 2, **stage_of(NEW), "training": {**stage_of(NEW)["training"], "ema_warmup": True}}
                         ).training.ema_warmup is True  # fmt: skip
     assert load_recipe(write(NEW)).stages["pretrain"].training.ema_warmup is True
+
+
+@pytest.mark.parametrize("text", [OLD, NEW])
+def test_models_of_before_the_choice_of_a_library_keep_torchs_linear_layers(write: Any, text: str) -> None:
+    assert stored_stage(stage_of(text)).training.cpu_linear == "torch"
+    assert load_recipe(write(NEW)).stages["pretrain"].training.cpu_linear == "auto"
 
 
 # --- the version and the identity of runs ---

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scalablevit.models import attention
-from scalablevit.models.attention import ScalableAttention, WindowAttention, attend
+from scalablevit.models.attention import DepthwiseConv, ScalableAttention, WindowAttention, attend
 
 DIM, HEADS = 8, 2
 SIDES = st.integers(1, 17)
@@ -199,3 +199,18 @@ def test_scale_follows_the_channel_ratio() -> None:
 def test_impossible_arguments_are_refused(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_depthwise_convolutions_stay_in_float32_under_a_cpus_autocast():
+    """1 + 2^-10 is no bfloat16 number, so a product in bfloat16 would be 1; the output has the type of the input."""
+    layer = DepthwiseConv(2, kernel_size=1)
+    torch.nn.init.constant_(layer.weight, 1 + 2**-10)
+    torch.nn.init.zeros_(layer.bias)
+    x = torch.ones(1, 2, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, half = layer(x), layer(x.bfloat16())
+    assert out.dtype == torch.float32 and torch.equal(out, torch.full_like(out, 1 + 2**-10))
+    assert half.dtype == torch.bfloat16
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 1 + 2**-10))
+    assert torch.equal(layer.weight.grad, torch.full_like(layer.weight, 9.0))

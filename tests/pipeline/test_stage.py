@@ -23,6 +23,7 @@ from scalablevit.pipeline.export_weights import export_weights
 from scalablevit.pipeline.registration import SERVING_PACKAGES
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.pipeline.stage import Job, _begin, _look_up_version, flatten
+from scalablevit.run_files import CONFIG
 from scalablevit.runs.result import StageResult, load_result
 from scalablevit.runs.run_store import RunStore
 from scalablevit.runs.session import RunSession
@@ -64,7 +65,7 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
     checkpoints = CheckpointStore(store.location)
     stem = "model" if resolved.stage.training.ema_decay is None else "ema"
     for step, value in ((4, 0.5), (8, 0.75)):
-        meta = {"step": step, "last_metrics": {"val/top1": value}}
+        meta = {"step": step, "last_metrics": {"val/top1": value}, **({"cpu_linear": "onednn"} if step == 8 else {})}
         name = checkpoints.write(Snapshot(step, {stem: {"w": torch.zeros(2)}}, meta), value)
     if damaged:
         (Path(checkpoints.folder) / name / f"{stem}.safetensors").write_bytes(b"x")
@@ -73,6 +74,8 @@ def test_a_damaged_best_checkpoint_that_another_replaces_is_said(damaged, small,
         spent={"data": 0.0, "checkpoint": 0.0, "evaluation": 0.0}, reason="finished", detail="", device="A chip",
     )  # fmt: skip
     result = export_weights("recipe", resolved, {}, store, "0" * 32, outcome, 1.0)
+    used = "torch" if damaged else "onednn"  # the older checkpoint is of before the choice
+    assert store.read_json(CONFIG)["stage"]["training"]["cpu_linear"] == used
     assert result.device == "A chip"
     said = ("the best checkpoint, of step 8 with val/top1 0.7500, is damaged or missing; exported in its place: "
             "step 4 with val/top1 0.5000")  # fmt: skip

@@ -1,11 +1,16 @@
 """Registered models in Python; tests/api loads those of run folders."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from harness.predicting import trained
 
 import scalablevit as sv
+from scalablevit.config.stored import stored_config, stored_stage
+from scalablevit.models.cpu_linear import OneDNNLinear, is_available
+from scalablevit.serving.network import load_trained
 
 
 @pytest.mark.parametrize("source", ["models:/toy-segment/1", "models:/toy-segment@candidate"])
@@ -26,3 +31,20 @@ def test_a_registered_model_is_that_of_its_run(registry, source):
 def test_a_version_that_is_not_registered(registry):
     with pytest.raises(sv.UserError, match="nobody"):
         sv.load_model("models:/nobody@champion", root=registry)
+
+
+@pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("library", ["onednn", "torch", None])
+def test_a_model_computes_by_the_library_of_its_evaluation(registry, library):
+    """None: a version that was registered before there was a choice."""
+    folder = registry / "runs" / "toy-segment-0" / "model"
+    config = json.loads((folder / "config.json").read_bytes())
+    del config["stage"]["training"]["cpu_linear"]
+    if library is not None:
+        config["stage"]["training"]["cpu_linear"] = library
+    stage = stored_stage(config["stage"])
+    assert stored_config(config)["stage"]["training"]["cpu_linear"] == (library or "torch")
+    loaded = load_trained(stage, config["classes"], folder / "weights.safetensors", torch.device("cpu"))
+    found = {type(module) for module in loaded.network.modules() if isinstance(module, torch.nn.Linear)}
+    assert found == {OneDNNLinear if library == "onednn" else torch.nn.Linear}
+    assert list(loaded.network.state_dict()) == list(trained(registry, "segment").network.state_dict())

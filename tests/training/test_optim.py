@@ -1,5 +1,7 @@
 """What is decayed, by how much a layer learns, and at which rate."""
 
+import copy
+
 import pytest
 import torch
 
@@ -50,6 +52,25 @@ def test_layer_factors_multiply_the_rate():
     optimizer = build_optimizer(model, Optimizer(lr=1.0, layer_decay=0.5))
     set_learning_rate(optimizer, 0.1)
     assert all(group["lr"] == pytest.approx(0.1 * group["lr_scale"]) for group in optimizer.param_groups)
+
+
+def test_adamw_on_a_cpu_is_fused_and_goes_on_bit_for_bit():
+    """Broken off after two of four steps: the state dict, through which checkpoints go, is all that it needs."""
+    whole, resumed = (torch.nn.Linear(33, 7) for _ in range(2))
+    resumed.load_state_dict(whole.state_dict())
+    optimizer, other = (build_optimizer(model, Optimizer(lr=1e-2)) for model in (whole, resumed))
+    assert optimizer.defaults["fused"]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            two.grad = one.grad.clone()
+        if step == 2:
+            other, stored = build_optimizer(resumed, Optimizer(lr=1e-2)), copy.deepcopy(other.state_dict())
+            other.load_state_dict(stored)
+        optimizer.step()
+        other.step()
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 def test_clipping_returns_the_norm_before_it():

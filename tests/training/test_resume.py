@@ -7,6 +7,7 @@ import torch
 from harness.ranks import Attempt, newest, run_attempts
 
 from scalablevit.config.recipe import Stage
+from scalablevit.models.cpu_linear import is_available
 from scalablevit.training.worker import WorkerConfig
 
 EVERYTHING_RANDOM = {
@@ -26,6 +27,7 @@ EVERYTHING_RANDOM = {
         "steps": 6,
         "global_batch_size": 13,
         "accumulation_steps": 2,
+        "cpu_linear": "onednn" if is_available() else "torch",
         "ema_decay": 0.9,
         "image_size_schedule": [{"size": 32, "steps": 3}],
         "evaluate_every": {"steps": 4},

@@ -171,6 +171,10 @@ class Training(Section):
     """Micro-batches of a step on each worker."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast; weights and optimizer stay float32."""
+    cpu_linear: Annotated[Literal["auto", "torch", "onednn"], Field(json_schema_extra=NOT_HASHED)] = "auto"
+    """Library of the linear layers on a CPU in float32 without `compile`; without effect on a GPU. auto: oneDNN on AMD
+    from Zen 5 on, else torch's own choice. Decided by the first worker when the run begins, and kept by the run and its
+    registered model, since results differ by rounding."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides data order, augmentation, mixing, initialisation and drop path."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -72,6 +72,10 @@ CONDITIONS = {
     "optimizer.schedule.gamma": Condition(f"{_KIND}: multistep", (_KIND,),
                                           _other_than("cosine", "polynomial", "constant")),
     "optimizer.schedule.warmup_lr": _WARMUP,
+    "training.cpu_linear": Condition(
+        "training.precision: float32 and training.compile: false", ("training.precision", "training.compile"),
+        lambda value: value not in ("bfloat16", "blocks") and value is not True, all_needed=True,
+    ),
     "training.nonfinite.limit": Condition(
         "training.nonfinite.action: skip or rollback", ("training.nonfinite.action",), _other_than("stop")
     ),

@@ -93,7 +93,7 @@ def _with_former_defaults(sections: Any) -> Any:
     """Return the sections of a stored stage with the keys that it lacks and whose default was different then."""
     if not isinstance(sections, Mapping) or not isinstance(sections.get("training"), Mapping):
         return sections  # no stage, which the check reports
-    return {**sections, "training": {"ema_warmup": False, **sections["training"]}}
+    return {**sections, "training": {"ema_warmup": False, "cpu_linear": "torch", **sections["training"]}}
 
 
 def parse_stored(content: bytes, where: str) -> Any:

@@ -12,7 +12,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from scalablevit.models.attention import LocalInteraction, ScalableAttention, Window, WindowAttention
+from scalablevit.models.attention import DepthwiseConv, LocalInteraction, ScalableAttention, Window, WindowAttention
 from scalablevit.models.weights import fit_tensors
 
 AttentionKind = Literal["window", "scalable", "plain_window"]
@@ -51,7 +51,7 @@ class PositionEncodingGenerator(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim))
+        self.proj = nn.Sequential(DepthwiseConv(dim, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ from scalablevit.runs.run_store import RunStore
 if TYPE_CHECKING:
     from scalablevit.training.attempt_events import Event
     from scalablevit.training.checkpoint import Entry
+    from scalablevit.training.state import StateMeta
     from scalablevit.training.worker_result import TrainingEnd, TrainSummary
 
 
@@ -66,10 +67,14 @@ def export_weights(
         print(f"[{resolved.name}] {replaced}", flush=True)
     averaged = stage.training.ema_decay is not None
     weights = checkpoints.verified_file(best.name, "ema.safetensors" if averaged else "model.safetensors")
-    metrics = json.loads(checkpoints.verified_file(best.name, STATE))["last_metrics"]
+    state: StateMeta = json.loads(checkpoints.verified_file(best.name, STATE))
+    metrics = state["last_metrics"]
+    # whoever serves or compares the model computes as the evaluation did
+    training = stage.training.model_copy(update={"cpu_linear": state.get("cpu_linear", "torch")})
+    evaluated = stage.model_copy(update={"training": training})
     config: ModelConfig = {
         "format": 1,
-        "stage": to_store(without_secrets(stage)),
+        "stage": to_store(without_secrets(evaluated)),
         "classes": resolved.classes,
         "metrics": metrics,
         "step": best.step,

@@ -1,13 +1,15 @@
 """Plots in a run's folder, drawn by the driver while the workers run; one that fails is reported and stops nothing."""
 
+import json
 import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from scalablevit.config.stored import stored_stage
 from scalablevit.config.task_info import task_info
 from scalablevit.pipeline.resolve import ResolvedStage
-from scalablevit.run_files import CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
+from scalablevit.run_files import CONFIG, CURVES, ERROR_ANALYSIS, TRAINING_BATCH, VALIDATION, WEIGHTS
 from scalablevit.runs.metrics import metrics_by_step
 from scalablevit.runs.run_store import RunStore
 from scalablevit.tracking.connection import format_error
@@ -89,11 +91,14 @@ def _load_finished(resolved: ResolvedStage, store: RunStore) -> "tuple[Task, nn.
     """Return the task, the network with the best weights, and the validation split."""
     import safetensors.torch
 
+    from scalablevit.models.cpu_linear import evaluated_library, use_library
     from scalablevit.tasks.registry import build_task
 
     task = build_task(resolved.stage, resolved.classes)
     model = task.build_model()
     model.load_state_dict(safetensors.torch.load_file(store.local / WEIGHTS))
+    config = json.loads((store.local / CONFIG).read_bytes())
+    use_library(model, evaluated_library(stored_stage(config["stage"], str(store.local / CONFIG))))
     return task, model, resolved.sources["val"]
 
 

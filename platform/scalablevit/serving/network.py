@@ -12,6 +12,7 @@ from torch import nn
 
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
+from scalablevit.models.cpu_linear import evaluated_library, use_library
 from scalablevit.tasks.capabilities import BatchPredictor, Predictor
 from scalablevit.tasks.predictions import Prediction
 from scalablevit.tasks.registry import build_task, task_kind
@@ -72,5 +73,6 @@ def load_trained(
             where=str(weights),
             fix="leave out overrides that change the network, such as those of the task's head and channels",
         ) from None
+    use_library(network, evaluated_library(stage))
     predictor = task_kind(stage.task.kind).build_predictor(stage, task.classes)
     return TrainedNetwork(stage, task, predictor, network.to(device).eval(), device)

@@ -27,10 +27,10 @@ def build_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.Optimize
         )
     else:
         groups = timm.optim.param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=tuple(no_decay))
-    # fused where the parameters are on a GPU; on the CPU the plain loop is the one that resumes bit for bit
-    on_gpu = next(model.parameters()).is_cuda
     if recipe.name == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=on_gpu or None)
+        # the meta device, on which memory is estimated, has no fused kernel
+        fused = next(model.parameters()).device.type in ("cpu", "cuda") or None
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 

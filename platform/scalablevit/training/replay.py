@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Length
 from scalablevit.config.stored import stored_stage
+from scalablevit.models.cpu_linear import is_available, use_library
 from scalablevit.run_files import STEP
 from scalablevit.tasks.registry import build_task
 from scalablevit.training import optim, seeds
@@ -71,6 +72,7 @@ def replay(folder: Path) -> Replay:
     world = len(batches)
     model = task.build_model().train()
     model.load_state_dict(weights)
+    use_library(model, state.get("cpu_linear", "torch") if is_available() else "torch")
     not_finite = [f"weights before the step: {name}" for name, tensor in weights.items() if not _is_finite(tensor)]
     losses: dict[tuple[int, int], float] = {}
     with _watch_outputs(model) as outputs:

@@ -13,8 +13,10 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.loader import build_loader, to_device
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.base import Source
+from scalablevit.models.cpu_linear import use_library
 from scalablevit.tasks.registry import build_task, task_kind
 from scalablevit.tasks.task import Task
+from scalablevit.training.library_choice import choose_library
 from scalablevit.training.loop import TrainContext, distributed, train_step
 from scalablevit.training.worker import configure_torch, new_state
 
@@ -43,6 +45,7 @@ def median_step_s(stage: Stage, task: Task, images: int, device: torch.device) -
         stage.model_copy(update={"training": training}), Length.of(stage, images), task, device, 0, 1
     )
     state = new_state(context, task.build_model())
+    use_library(state.model, choose_library(stage, device))
     model = distributed(context, state.model).train()
     costs = task_kind(stage.task.kind).build_costs(stage, task.classes)
     blank = to_device(costs.blank_batch(images // training.accumulation_steps), device)

@@ -10,6 +10,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from scalablevit.data.batch import Batch
+from scalablevit.models.cpu_linear import CpuLinear
 from scalablevit.tracking.records import StepMetrics
 from scalablevit.training.worker_result import TrainSummary
 
@@ -58,6 +59,7 @@ class StateMeta(TypedDict):
     evaluations_without_gain: int
     gain_value: float | None
     bad_samples: int
+    cpu_linear: NotRequired[CpuLinear]
     passed_over: NotRequired[int]
     roll_backs: NotRequired[int]
     skipped: NotRequired[int]
@@ -124,6 +126,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None = None
     """The averaged model; None: the recipe asks for no average."""
+    cpu_linear: CpuLinear = "torch"
+    """The library that computes the linear layers on a CPU."""
     step: int = 0
     """Optimizer steps done."""
     passed_over: int = 0
@@ -281,6 +285,7 @@ class TrainState:
             "evaluations_without_gain": self.evaluations_without_gain,
             "gain_value": self.gain_value,
             "bad_samples": self.bad_samples,
+            "cpu_linear": self.cpu_linear,
             "passed_over": self.passed_over,
             "roll_backs": self.roll_backs,
             "skipped": self.skipped,

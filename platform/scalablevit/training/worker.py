@@ -24,6 +24,7 @@ from scalablevit.data.dataset import SampleDataset
 from scalablevit.data.sources.base import Source
 from scalablevit.data.sources.opening import open_source
 from scalablevit.models.compilation import compile_blocks, try_compiler
+from scalablevit.models.cpu_linear import evaluated_library, use_library
 from scalablevit.models.weights import load_init_weights
 from scalablevit.run_files import BAD_SAMPLES, START_NOTE
 from scalablevit.tasks.registry import build_task, task_kind
@@ -35,6 +36,7 @@ from scalablevit.training.collectives import latest_checkpoint_for_all_ranks, ru
 from scalablevit.training.data_listing import open_stored
 from scalablevit.training.device_name import device_name
 from scalablevit.training.evaluate import evaluate
+from scalablevit.training.library_choice import library_for_all_ranks
 from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
 from scalablevit.training.state import Record, Snapshot, TrainState
@@ -122,7 +124,12 @@ def _run(
         return _evaluate_only(context, source["val"], worker_config)
     store = CheckpointStore(worker_config.run_folder)
     restored = latest_checkpoint_for_all_ranks(store, rank)
+    snapshot = None if restored is None else restored[1]
+    library = library_for_all_ranks(stage, snapshot, worker_config.run_folder, rank, device)
     state, start = run_on_all_ranks(lambda: _initial_or_restored(context, restored, worker_config))
+    state.cpu_linear = library
+    for model in (state.model, state.evaluated):
+        use_library(model, library)
     poller.timings.built = time.time()
     poller.timings.from_step = state.step
     run_on_all_ranks(lambda: _prepare_storage(context, store, state))
@@ -174,6 +181,7 @@ def _load_model(context: TrainContext, worker_config: WorkerConfig) -> nn.Module
         content = Path(path).read_bytes()
     _check_sum(worker_config, hashlib.sha256(content).hexdigest())
     model.load_state_dict(safetensors.torch.load(content))
+    use_library(model, evaluated_library(context.stage))
     _compile(context, model)
     return model
 
