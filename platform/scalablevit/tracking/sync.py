@@ -34,6 +34,8 @@ from scalablevit.tracking.sync_progress import SyncProgress, load_progress
 
 POLL_S = 1.0
 """Seconds between two checks for new records."""
+AWAY_S = 5.0
+"""Longest wait in seconds, in `drain`, for a receiver that is away."""
 LONGEST_PAUSE_S = 30.0
 """Longest pause in seconds between two tries while the server is away."""
 REQUEST_TIMEOUT_S = 10
@@ -107,6 +109,7 @@ class OrderedSync(ABC):
         self._away_since: float | None = None
         self._pause_s = POLL_S
         self._draining = False
+        self._uploading = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"{name} sync", daemon=True)
@@ -116,11 +119,19 @@ class OrderedSync(ABC):
         self._thread.start()
 
     def drain(self, timeout_s: float) -> Pending:
-        """Wait up to `timeout_s` seconds until everything has been sent, and return what is left; for a job's end."""
-        deadline = time.monotonic() + timeout_s
+        """Wait until everything has been sent, and return what is left; for a job's end.
+
+        Args:
+            timeout_s: longest wait in seconds; after `AWAY_S` a receiver that is away is given up.
+        """
+        began = time.monotonic()
         self._draining = True
         self._wake.set()
-        while time.monotonic() < deadline and self._thread.is_alive() and self._count_left():
+        while time.monotonic() < began + timeout_s and self._thread.is_alive() and self._count_left():
+            away_since = self._away_since
+            given_up = away_since is not None and time.monotonic() > max(began, away_since) + AWAY_S
+            if given_up and not self._uploading:
+                break
             time.sleep(0.05)
         self._draining = False
         return self.pending()
@@ -337,6 +348,7 @@ class OutboxSync(OrderedSync):
             return [Refusal(UnreadLine(lines[0].raw), "not a record that this version can read")]
         upload = isinstance(records[0], ArtifactRecord | ModelRecord)
         with bounded_requests(UPLOAD_TIMEOUT_S if upload else self._request_timeout_s):
+            self._uploading = upload
             try:
                 if self._writer is None:
                     client = connect(self._uri)
@@ -348,6 +360,8 @@ class OutboxSync(OrderedSync):
                 if not self._is_final(error, records[0].uid):
                     raise
                 return [Refusal(record, str(error)) for record in records]
+            finally:
+                self._uploading = False
 
     def _is_final(self, error: Exception, uid: str) -> bool:
         """Return whether trying again is of no use.
