@@ -21,7 +21,7 @@ import torch
 from harness.claimants import LIMIT_S, Claimant, race
 from harness.heads import ROOT
 from harness.job_folder import write_job
-from harness.object_store import BUCKET, ObjectStore, needs_weed, seaweedfs
+from harness.object_store import BUCKET, ObjectStore
 from harness.toys import leave_status
 
 from scalablevit.cli import report, runs
@@ -45,19 +45,13 @@ from scalablevit.training.state import Snapshot
 from scalablevit.training.storage import check_storage, open_filesystem
 from scalablevit.training.worker_result import TrainingEnd
 
-pytestmark = [pytest.mark.cluster, needs_weed]
+pytestmark = pytest.mark.cluster
 
 RACES = 15
 STEPS = 200
 JOB_S = 500
 QUICK = {"RENEW_S": 0.1, "STALE_S": 1.0, "WATCH_S": 0.1}
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)
