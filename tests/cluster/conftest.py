@@ -14,6 +14,8 @@ from scalablevit.run_files import MANIFEST
 STORE_PORT, KIT_PORT = 8333, 5000
 """Of the first host, where the hosts reach the services."""
 STORAGE = f"{BUCKET}/lost"
+QUICK_PLACEMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+"""How soon a stage that asks for two workers, before the lost host is given up, asks again for one: not after 60 s."""
 JOB_S = 240
 
 
@@ -55,7 +57,7 @@ def lost(store: ObjectStore, kit: tracking_kit.TrackingKit, tmp_path_factory: py
         chosen = recipe(cluster, STEPS, checkpoint_every=10)
         chosen["cluster"]["storage"] = f"s3://{STORAGE}"
         chosen["tracking"] = {"uri": f"http://{hosts.NETWORK}.1:{KIT_PORT}", "experiment": "kit"}
-        job = cluster.job(chosen, "lost", **trainer)
+        job = cluster.job(chosen, "lost", **trainer, **QUICK_PLACEMENT)
         wait_for(saved, JOB_S, job.log)
         cluster.hosts[1].end_processes()
         job.ended(JOB_S)
