@@ -18,10 +18,11 @@ import obstore
 import pyarrow.fs
 import pytest
 import torch
+from harness import hosts
 from harness.claimants import LIMIT_S, Claimant, race
 from harness.heads import ROOT
 from harness.job_folder import write_job
-from harness.object_store import BUCKET, ObjectStore
+from harness.object_store import BUCKET, ObjectStore, weed
 from harness.toys import leave_status
 
 from scalablevit.cli import report, runs
@@ -312,6 +313,38 @@ def test_a_job_stored_there_has_a_report_and_is_listed(
     assert runs.run(parse("runs", ["list", "--root", str(tmp_path)])) == 0
     lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("tiny-pretrain-0")]
     assert lines == [["tiny-pretrain-0", "running"], ["tiny-pretrain-0", "lost"]]
+
+
+# --- the store of the page ---
+
+
+def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Path) -> None:
+    """On a host of its own, whose address stands for the page's."""
+    if hosts.missing():
+        pytest.skip(hosts.missing())
+    (line,) = (line for line in (ROOT / "docs" / "clusters.md").read_text().splitlines() if "weed server " in line)
+    address = f"{hosts.NETWORK}.1"
+    (tmp_path / "store").mkdir()
+    command = line.replace("/path/to/", f"{tmp_path}/").replace("10.0.0.5", address).split()
+    key = {"AWS_ENDPOINT_URL": f"http://{address}:8333", "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "secret"}
+    tried = "from scalablevit.training.storage import check_storage; check_storage('s3://new/folder')"
+
+    def use(host: hosts.Host, **another: str) -> str:
+        env = {**os.environ, **key, "PYTHONPATH": str(ROOT / "platform"), **another}
+        try:
+            return host.run(sys.executable, "-c", tried, env=env)
+        except AssertionError as error:
+            return str(error)
+
+    with hosts.hosts(1, tmp_path) as (host,):
+        log = tmp_path / "weed.log"
+        process = host.start(log, str(weed()), *command[1:], env={**os.environ, **key})
+        end = time.monotonic() + LIMIT_S
+        while said := use(host):
+            assert time.monotonic() < end and process.poll() is None, f"{said}\n{log.read_text()[-3000:]}"
+        assert "refuses the secret" in use(host, **{"AWS_SECRET_ACCESS_KEY": "another"})
+        listening = host.run("ss", "-Hltn").splitlines()
+    assert {each.split()[3] for each in listening if address in each} == {f"{address}:8333"}
 
 
 # --- a killed job ---

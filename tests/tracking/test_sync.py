@@ -406,10 +406,9 @@ def test_at_a_jobs_end_a_server_that_is_away_is_not_waited_for(
     assert 2 * AWAY_S <= 10, "a job's end waits for its last stage and for itself"
 
 
-def test_an_upload_is_waited_for_although_the_server_was_away_just_before(
-    outbox: Outbox, uid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing has arrived when it begins, so that the server counts as away until its end."""
+@pytest.fixture
+def away_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A server that is away at the first try and slow at the second, when the patience is over; when it was tried."""
     tries: list[float] = []
 
     class Writer:
@@ -419,18 +418,37 @@ def test_an_upload_is_waited_for_although_the_server_was_away_just_before(
             tries.append(time.monotonic())
             if len(tries) == 1:
                 raise Away("not yet")
-            time.sleep(1.0)
+            monkeypatch.setattr("scalablevit.tracking.sync.AWAY_S", 0.0)
+            time.sleep(0.5)
             return []
 
     monkeypatch.setattr("scalablevit.tracking.sync.MLflowWriter", Writer)
     monkeypatch.setattr("scalablevit.tracking.sync.POLL_S", 0.1)
-    monkeypatch.setattr("scalablevit.tracking.sync.AWAY_S", 0.5)
+    return tries
+
+
+def test_an_upload_is_waited_for_although_the_server_was_away_just_before(
+    outbox: Outbox, uid: str, tmp_path: Path, away_once: list[float]
+) -> None:
+    """Nothing has arrived when it begins, so that the server counts as away until its end."""
     outbox.artifact(uid, tmp_path)
     sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
     sync.start()
     assert sync.drain(60) == NOTHING_LEFT
     sync.stop()
-    assert len(tries) == 2
+    assert len(away_once) == 2
+
+
+def test_one_failed_try_is_no_news(
+    outbox: Outbox, uid: str, away_once: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a stage's run, which comes before the job's: each has a thread of its own."""
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sync.start()
+    sync.drain(60)
+    sync.stop(LIMIT_S)
+    assert len(away_once) == 2 and caplog.text == ""
 
 
 def test_a_locked_database_holds_up_nobody(outbox: Outbox, uid: str, tmp_path: Path) -> None:

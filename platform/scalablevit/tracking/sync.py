@@ -107,6 +107,7 @@ class OrderedSync(ABC):
         self._unclear = 0
         self._error: str | None = None
         self._away_since: float | None = None
+        self._outage_reported = False
         self._pause_s = POLL_S
         self._draining = False
         self._uploading = False
@@ -280,15 +281,18 @@ class OrderedSync(ABC):
         self._say(f"{self._name} refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
 
     def _succeeded(self) -> None:
-        if self._away_since is not None:
+        if self._away_since is not None and self._outage_reported:
             self._say(f"{self._name} is back after {time.monotonic() - self._away_since:.0f} s; records are being sent")
         self._error = self._away_since = None
+        self._outage_reported = False
         self._pause_s = POLL_S
 
     def _failed(self, error: Exception) -> None:
         self._error = format_error(error, self._uri)
         if self._away_since is None:
-            self._away_since = time.monotonic()
+            self._away_since = time.monotonic()  # the next try may succeed, such as once the parent run is there
+        elif not self._outage_reported:
+            self._outage_reported = True
             self._say(f"{self._receiver}: {self._error}. Records wait in {self._folder}; training goes on")
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
