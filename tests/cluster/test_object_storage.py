@@ -326,11 +326,12 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
     address = f"{hosts.NETWORK}.1"
     (tmp_path / "store").mkdir()
     command = line.replace("/path/to/", f"{tmp_path}/").replace("10.0.0.5", address).split()
-    key = {"AWS_ENDPOINT_URL": f"http://{address}:8333", "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "secret"}
+    key = {"AWS_ENDPOINT_URL": f"http://{address}:8333", "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "right"}
     tried = "from scalablevit.training.storage import check_storage; check_storage('s3://new/folder')"
 
-    def use(host: hosts.Host, **another: str) -> str:
-        env = {**os.environ, **key, "PYTHONPATH": str(ROOT / "platform"), **another}
+    def use(host: hosts.Host, secret: str = "right") -> str:
+        """Why run storage cannot be used on the host; empty if it can."""
+        env = {**os.environ, **key, "AWS_SECRET_ACCESS_KEY": secret, "PYTHONPATH": str(ROOT / "platform")}
         try:
             return host.run(sys.executable, "-c", tried, env=env)
         except AssertionError as error:
@@ -342,7 +343,7 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
         end = time.monotonic() + LIMIT_S
         while said := use(host):
             assert time.monotonic() < end and process.poll() is None, f"{said}\n{log.read_text()[-3000:]}"
-        assert "refuses the secret" in use(host, **{"AWS_SECRET_ACCESS_KEY": "another"})
+        assert "refuses the secret" in use(host, "another")
         listening = host.run("ss", "-Hltn").splitlines()
     assert {each.split()[3] for each in listening if address in each} == {f"{address}:8333"}
 
