@@ -329,7 +329,7 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
     key = {"AWS_ENDPOINT_URL": f"http://{address}:8333", "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "right"}
     tried = "from scalablevit.training.storage import check_storage; check_storage('s3://new/folder')"
 
-    def use(host: hosts.Host, secret: str = "right") -> str:
+    def use(host: hosts.Host, secret: str) -> str:
         """Why run storage cannot be used on the host; empty if it can."""
         env = {**os.environ, **key, "AWS_SECRET_ACCESS_KEY": secret, "PYTHONPATH": str(ROOT / "platform")}
         try:
@@ -341,7 +341,7 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
         log = tmp_path / "weed.log"
         process = host.start(log, str(weed()), *command[1:], env={**os.environ, **key})
         end = time.monotonic() + LIMIT_S
-        while said := use(host):
+        while said := use(host, "right"):
             assert time.monotonic() < end and process.poll() is None, f"{said}\n{log.read_text()[-3000:]}"
         assert "refuses the secret" in use(host, "another")
         listening = host.run("ss", "-Hltn").splitlines()
