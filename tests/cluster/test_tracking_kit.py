@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_what_a_backup_has_is_back_after_all_was_lost(kit: TrackingKit, register
     assert "is there already" in kit.run("backup", str(backup), code=1)
     assert "MLflow runs" in kit.run("restore", str(backup), code=1)
 
+    os.kill(kit.pids()["seaweedfs"], signal.SIGKILL)  # by itself it takes 15 s to end
     kit.run("stop")
     assert kit.run("status", code=1).count("is stopped") == 3
     for store in ("postgres", "seaweedfs"):  # both databases and the bucket
