@@ -23,6 +23,7 @@ from harness.claimants import LIMIT_S, Claimant, race
 from harness.heads import ROOT
 from harness.job_folder import write_job
 from harness.object_store import BUCKET, ObjectStore, weed
+from harness.pages import commands
 from harness.toys import leave_status
 
 from scalablevit.cli import report, runs
@@ -322,7 +323,7 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
     """On a host of its own, whose address stands for the page's."""
     if hosts.missing():
         pytest.skip(hosts.missing())
-    (line,) = (line for line in (ROOT / "docs" / "clusters.md").read_text().splitlines() if "weed server " in line)
+    (line,) = (each.text for each in commands(ROOT / "docs" / "clusters.md") if "weed server " in each.text)
     address = f"{hosts.NETWORK}.1"
     (tmp_path / "store").mkdir()
     command = line.replace("/path/to/", f"{tmp_path}/").replace("10.0.0.5", address).split()
@@ -345,7 +346,7 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
             assert time.monotonic() < end and process.poll() is None, f"{said}\n{log.read_text()[-3000:]}"
         assert "refuses the secret" in use(host, "another")
         listening = host.run("ss", "-Hltn").splitlines()
-    assert {each.split()[3] for each in listening if address in each} == {f"{address}:8333"}
+    assert {each.split()[3] for each in listening if "127.0.0.1" not in each} == {f"{address}:8333", f"{address}:18333"}
 
 
 # --- a killed job ---
