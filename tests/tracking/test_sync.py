@@ -427,11 +427,11 @@ def away_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return tries
 
 
-def test_an_upload_is_waited_for_although_the_server_was_away_just_before(
-    outbox: Outbox, uid: str, tmp_path: Path, away_once: list[float]
+def test_a_try_under_way_is_waited_for_although_the_server_was_away_just_before(
+    outbox: Outbox, uid: str, away_once: list[float]
 ) -> None:
-    """Nothing has arrived when it begins, so that the server counts as away until its end."""
-    outbox.artifact(uid, tmp_path)
+    """Such as an upload: nothing has arrived when it begins, so that the server counts as away until its end."""
+    outbox.run(uid, "run", experiment="e")
     sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
     sync.start()
     assert sync.drain(60) == NOTHING_LEFT

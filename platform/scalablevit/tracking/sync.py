@@ -110,7 +110,7 @@ class OrderedSync(ABC):
         self._outage_reported = False
         self._pause_s = POLL_S
         self._draining = False
-        self._uploading = False
+        self._trying = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"{name} sync", daemon=True)
@@ -123,7 +123,7 @@ class OrderedSync(ABC):
         """Wait until everything has been sent, and return what is left; for a job's end.
 
         Args:
-            timeout_s: longest wait in seconds; after `AWAY_S` a receiver that is away is given up.
+            timeout_s: longest wait in seconds; a receiver that is away is given up after `AWAY_S`, at the end of a try.
         """
         began = time.monotonic()
         self._draining = True
@@ -131,7 +131,7 @@ class OrderedSync(ABC):
         while time.monotonic() < began + timeout_s and self._thread.is_alive() and self._count_left():
             away_since = self._away_since
             given_up = away_since is not None and time.monotonic() > max(began, away_since) + AWAY_S
-            if given_up and not self._uploading:
+            if given_up and not self._trying:  # a try under way may be the one that succeeds
                 break
             time.sleep(0.05)
         self._draining = False
@@ -211,12 +211,14 @@ class OrderedSync(ABC):
 
     def _send_until_stopped(self) -> None:
         while not self._stopping.is_set():
+            self._trying = True
             try:
                 while not self._stopping.is_set() and self._send_next():
                     self._succeeded()
                 self._succeeded()
             except Exception as error:
                 self._failed(error)
+            self._trying = False
             self._rest()
 
     def _rest(self) -> None:
@@ -352,7 +354,6 @@ class OutboxSync(OrderedSync):
             return [Refusal(UnreadLine(lines[0].raw), "not a record that this version can read")]
         upload = isinstance(records[0], ArtifactRecord | ModelRecord)
         with bounded_requests(UPLOAD_TIMEOUT_S if upload else self._request_timeout_s):
-            self._uploading = upload
             try:
                 if self._writer is None:
                     client = connect(self._uri)
@@ -364,8 +365,6 @@ class OutboxSync(OrderedSync):
                 if not self._is_final(error, records[0].uid):
                     raise
                 return [Refusal(record, str(error)) for record in records]
-            finally:
-                self._uploading = False
 
     def _is_final(self, error: Exception, uid: str) -> bool:
         """Return whether trying again is of no use.
