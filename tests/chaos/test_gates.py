@@ -171,6 +171,8 @@ SECOND = [
     Case("recipe cifar10 has no segmentation stage; it has pretrain (classification)", "segment",
          recipe=REPOSITORY / "pipelines/recipes/cifar10.yaml"),
     Case("stage detect: data.train.images: folder", "full", ("data.root=elsewhere",)),
+    Case("the smaller images take 500 steps, and the training has", "pretrain",
+         ("stages.pretrain.training.image_size_schedule=[{size: 16, steps: 500}]",)),
     Case("the warm-up (500 steps) is not shorter", "pretrain", ("optimizer.schedule.warmup_steps=500",)),
     Case("the categories of the splits differ: only train has 1 (", "detect",
          change=annotations(lambda content: content["categories"][0].update(name="other"), "val")),
@@ -181,6 +183,9 @@ SECOND = [
     Case("a character that has to be encoded", "pretrain", ("tracking.uri=http://me:a/b@host",)),
     Case("is no address", "pretrain", ("tracking.uri='http://[bad'",)),
     Case("names no server", "pretrain", ("tracking.uri=http:///mlflow",)),
+    Case("levit_128s does not run at 48 pixels (training.image_size_schedule)", "pretrain",
+         ("model.name=levit_128s", "stages.pretrain.training.image_size_schedule=[{size: 48, steps: 2}]",
+          "stages.pretrain.data.image_size=224", "stages.pretrain.data.eval_resize=256")),
     Case("levit_128s does not run at the evaluation size", "pretrain", ("model.name=levit_128s",)),
     Case("stage pretrain: model: scalablevit_tiny cannot be built", "pretrain", ("model.options={nonsense: 1}",)),
     Case("stage pretrain: training.compile: regnety_002 has no repeated blocks", "pretrain",
@@ -193,7 +198,7 @@ SECOND = [
     Case("is followed by a query", "pretrain", ("tracking.uri='http://host/?key=value'",)),
     # config/model_names.py
     Case("unknown architecture 'resnet81'", "pretrain", ("model.name=resnet81",)),
-    Case("has no maps with strides 4, 8, 16 and 32", "segment", ("stages.segment.model.name=vit_tiny_patch16_224",)),
+    Case("has no maps with strides 4, 8, 16 and 32", "segment", ("stages.segment.model.name=levit_128s",)),
     # data/shapes.py
     Case("exists and was not made by data.shapes", "pretrain", (SHAPES,)),
     Case("the recipe asks for", "pretrain", (SHAPES,),

@@ -119,7 +119,14 @@ TRANSFORMS["same"] = same
 def base(kind: str) -> dict[str, Any]:
     stage = yaml.safe_load(KINDS[kind]) | yaml.safe_load(STAGE.replace("1e-3", "0.001"))
     stage["data"] |= yaml.safe_load(DATA)
-    return {"name": "r", "stages": {"first": stage}}
+    tree = {"name": "r", "stages": {"first": stage}}
+    return with_sizes(tree) if kind == "classification" else tree
+
+
+def with_sizes(tree: dict[str, Any]) -> dict[str, Any]:
+    """Add what the other kinds refuse."""
+    tree["stages"]["first"]["training"]["image_size_schedule"] = [{"size": 64, "epochs": 1.0}]
+    return tree
 
 
 # --- rules, read from the schema ---
@@ -128,7 +135,7 @@ def base(kind: str) -> dict[str, Any]:
 RULES: list[Rule] = [
     rule
     for kind in KINDS
-    for rule in Walk(Recipe, kind, base(kind)).rules()
+    for rule in Walk(Recipe, kind, with_sizes(base(kind))).rules()
     if kind == "classification" or rule.path[2:3] in (("data",), ("task",))  # the other sections are the same
 ]
 
@@ -207,6 +214,13 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("training.steps", 3)], "exactly one of epochs and steps"),
     ("classification", [("training.epochs", None)], "exactly one of epochs and steps"),
     ("classification", [("training.accumulation_steps", 9)], "global_batch_size (8)"),
+    ("classification", [("training.image_size_schedule", [{"size": 64, "steps": 1}] * 2)], "[64, 64] must rise"),
+    (
+        "classification",
+        [("training.image_size_schedule", [{"size": 224, "steps": 1}])],
+        "must be below data.image_size",
+    ),
+    ("detection", [("training.image_size_schedule", [{"size": 64, "steps": 1}])], "have no fixed size to schedule"),
     ("classification", [("cluster.gpus_per_worker", 1.5)], "gpus_per_worker (1.5)"),
     ("classification", [("cluster.gpus_per_worker", 0.5), ("cluster.workers", 2)], "gpus_per_worker (0.5)"),
     ("classification", [("cluster.storage", "s3://key:secret@bucket/runs")], "without credentials"),

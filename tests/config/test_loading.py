@@ -521,6 +521,7 @@ def test_the_hashed_part_leaves_out_only_what_is_said(write: Any) -> None:
     assert set(whole["training"]) - set(part["training"]) == {
         "checkpoint_every", "keep", "log_every_steps", "nonfinite", "on_checkpoint_failure",
         "ema_warmup",  # there is no average
+        "image_size_schedule",  # there is none
     }  # fmt: skip
 
 
@@ -533,6 +534,9 @@ def test_younger_keys_change_a_run_only_where_they_change_the_training(write: An
         stage_of(path, average, "training.ema_warmup=false"), "d"
     )
     assert stage_hash(stage_of(path), "d") == stage_hash(stage_of(path, "training.ema_warmup=false"), "d")
+    assert "image_size_schedule" not in hashed_part(stage_of(path))["training"]
+    smaller = stage_of(path, "training.image_size_schedule=[{size: 64, epochs: 1}]")
+    assert stage_hash(smaller, "d") != stage_hash(stage_of(path), "d")
 
 
 # --- cost ---

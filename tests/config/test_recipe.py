@@ -168,6 +168,19 @@ REFUSED = [
     ("classification", [("training.evaluate_every", {"epochs": 1, "steps": 1})], "exactly one of epochs and steps"),
     ("classification", [("training.checkpoint_every", {})], "exactly one of epochs and steps"),
     ("classification", [("training.early_stopping", {"patience": 0})], "greater than or equal to 1"),
+    (
+        "classification",
+        [("training.image_size_schedule", [{"size": 64, "epochs": 1}, {"size": 32, "epochs": 1}])],
+        "the sizes [64, 32] must rise",
+    ),
+    (
+        "classification",
+        [("training.image_size_schedule", [{"size": 224, "epochs": 1}])],
+        "the last size, 224, must be below data.image_size (224)",
+    ),
+    ("classification", [("training.image_size_schedule", [{"size": 64}])], "exactly one of epochs and steps"),
+    ("segmentation", [("training.image_size_schedule", [{"size": 64, "epochs": 1}])], "no fixed size to schedule"),
+    ("detection", [("training.image_size_schedule", [{"size": 64, "epochs": 1}])], "no fixed size to schedule"),
     ("classification", [("training.keep", {"last": 0})], "greater than or equal to 1"),
     ("classification", [("training.log_every_steps", 0)], "greater than or equal to 1"),
     # cluster and tracking
@@ -319,6 +332,16 @@ def test_epochs_become_steps_without_rounding_each_epoch() -> None:
     """100 samples in batches of 8 are 12.5 steps an epoch, so 2 epochs are 25 steps and not 24 or 26."""
     length = Length.of(stage_with(epochs=2, evaluate_every={"epochs": 1}, checkpoint_every={"steps": 7}), 100)
     assert (length.steps_per_epoch, length.total, length.evaluate_every, length.checkpoint_every) == (12.5, 25, 12, 7)
+
+
+def test_phases_of_smaller_images_follow_one_another() -> None:
+    stage = stage_with(epochs=4, image_size_schedule=[{"size": 96, "epochs": 2.0}, {"size": 128, "steps": 6}])
+    length = Length.of(stage, 40)
+    assert (length.image_sizes, length.total) == (((10, 96), (16, 128)), 20)
+    assert length.work(16) == pytest.approx((10 * 96**2 + 6 * 128**2) / 224**2)
+    assert length.work(5) == pytest.approx(5 * 96**2 / 224**2)
+    assert length.work(20) == pytest.approx((10 * 96**2 + 6 * 128**2 + 4 * 224**2) / 224**2)
+    assert Length.of(stage_with(epochs=4), 40).work(20) == 20
 
 
 def test_steps_are_taken_as_they_are() -> None:

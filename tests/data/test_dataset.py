@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scalablevit.config.data import ImageFolder, MaskPairs, Split
-from scalablevit.data.dataset import Bad, Item, SampleDataset
+from scalablevit.data.dataset import Bad, ImageSizes, Item, SampleDataset
 from scalablevit.data.sampler import Key
 from scalablevit.data.sources.opening import open_source
 
@@ -80,6 +80,16 @@ def test_augmentation_follows_the_key(folder: ImageFolder) -> None:
     assert (good(dataset(folder, train=True, seed=1)[Key(1, 0, 0)])["image"] != first).any()
     evaluated = dataset(folder, train=False)
     assert (good(evaluated[Key(1, 0, 0)])["image"] == good(evaluated[Key(1, 5, 3)])["image"]).all()
+
+
+def test_training_images_have_the_size_of_their_step(folder: ImageFolder) -> None:
+    """Four images, three a step: the second step begins in the first epoch, and has one size in both."""
+    source = open_source(folder, "train", Path("/"))
+    samples = SampleDataset(source, folder, 0, train=True, sizes=ImageSizes(((1, 8), (2, 12)), 3))
+    sides = [good(samples[Key(0, p // 4, p % 4)])["image"].shape[0] for p in range(9)]
+    assert sides == [8, 8, 8, 12, 12, 12, 16, 16, 16]
+    late = Key(1, 3, 1)
+    assert np.array_equal(good(samples[late])["image"], good(dataset(folder, train=True)[late])["image"])
 
 
 def test_segmentation_samples(pairs: MaskPairs) -> None:

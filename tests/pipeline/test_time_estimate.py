@@ -115,6 +115,8 @@ def test_without_a_measured_run_the_operations_say_what_a_cpu_takes_at_the_least
     seconds = least_seconds(stage, 1e6)
     assert seconds == pytest.approx(6 * 1e6 * 36 * 16 * 32 * 32 / (2 * 2e11))
     assert least_seconds(resolved(*STEPS, "stages.pretrain.training.precision=bfloat16"), 1e6) == seconds / 5
+    smaller = resolved(*STEPS, "stages.pretrain.training.image_size_schedule=[{size: 16, steps: 18}]")
+    assert least_seconds(smaller, 1e6) == pytest.approx(seconds * (0.5 + 0.5 / 4))
     (warning,) = long_warning(stage.stage, None, 1800.0)
     assert warning.startswith("probably more than 2 h 0 min on 2 CPU cores"), warning
     assert "take 30.0 min at 200 GFLOP/s a core" in warning

@@ -276,6 +276,15 @@ def test_the_rest_is_reckoned_from_this_attempts_steps_only():
     assert eta.format(110) == "ETA 29.7 min"
 
 
+def test_the_rest_is_reckoned_by_the_work_of_its_steps():
+    """Ten steps of half the work in 20 s; of the other 990 steps all but 90 have twice that."""
+    start = now_ms()
+    eta = EtaEstimator(1000, start, lambda step: step / 2 if step <= 100 else 50 + step - 100)
+    eta.add(0, start)
+    eta.add(10, start + 20_000)
+    assert eta.format(10) == f"ETA {format_duration((900 + 45) * 4)}"
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1 h 30 min")])
 def test_durations_are_for_people(seconds, said):
     assert format_duration(seconds) == said

@@ -93,13 +93,13 @@ def test_latency_is_measured_with_the_threads_that_were_asked_for_and_a_busy_mac
     before = torch.get_num_threads()
     for threads, load, said in ((1, 1.0, ""), (2, 1.0, "a load of 1.0 from others on 2 cores"),
                                 (1, 2.5, "the machine was busy: a load of 2.5 from others on 2 cores")):  # fmt: skip
-        monkeypatch.setattr(scoring, "_other_load", lambda load=load: load)
+        monkeypatch.setattr(scoring, "other_load", lambda load=load: load)
         used.clear()
         _, busy = scoring._latency_ms(trained, [SimpleNamespace(image=None)], threads)
         assert set(used) == {threads} and said in busy and bool(said) == bool(busy)
         assert scoring._measured_on(trained.device, threads).endswith(f", {threads} thread" + "s" * (threads > 1))
     assert torch.get_num_threads() == before
-    assert scoring._other_load() >= 0
+    assert scoring.other_load() >= 0
 
 
 def test_a_metric_that_is_no_number_never_passes():

@@ -10,7 +10,15 @@ from scalablevit.config.recipe import Stage
 from scalablevit.training.worker import WorkerConfig
 
 EVERYTHING_RANDOM = {
-    "data": {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "rand_augment": {}, "repeated_augmentation": 3},
+    "data": {
+        "image_size": 48,
+        "eval_resize": 48,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "random_erasing": 0.25,
+        "rand_augment": {},
+        "repeated_augmentation": 3,
+    },
     "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.2},
     "task": {"kind": "classification", "label_smoothing": 0.1},
     "optimizer": {"lr": 1e-3, "clip_norm": 5.0},
@@ -19,6 +27,7 @@ EVERYTHING_RANDOM = {
         "global_batch_size": 13,
         "accumulation_steps": 2,
         "ema_decay": 0.9,
+        "image_size_schedule": [{"size": 32, "steps": 3}],
         "evaluate_every": {"steps": 4},
         "checkpoint_every": {"steps": 1},
         "log_every_steps": 3,

@@ -1,11 +1,12 @@
 """The recipe: everything that decides what a stage trains, as frozen, strict sections."""
 
 import math
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from scalablevit.config.data import Data
+from scalablevit.config.data import Data, LabelledImages
 from scalablevit.config.packages import PLATFORM, refuse_other_modules, top_level
 from scalablevit.config.promotion import Promotion
 from scalablevit.config.section import NOT_HASHED, OptionValue, PlainValues, PositiveInt, Section, SectionError
@@ -118,6 +119,13 @@ class Interval(Section):
         return self
 
 
+class ImageSizePhase(Interval):
+    """A size of training images, and how long it is kept."""
+
+    size: Annotated[int, Field(ge=16, le=4096)]
+    """Side of the square training crop, pixels."""
+
+
 class EarlyStopping(Section):
     """Early stopping."""
 
@@ -178,6 +186,9 @@ class Training(Section):
     deterministic: bool = False
     """Ask torch for deterministic algorithms (CUDA); operations that have none are named at the end.
     Attention then takes its plain form, which needs more memory."""
+    image_size_schedule: tuple[ImageSizePhase, ...] = ()
+    """Classification: train on smaller images first. Sizes that rise, one after the other; `data.image_size` follows,
+    and evaluation always has it. Early steps take less time, and all of a step's images have one size."""
     evaluate_every: Interval = Interval(epochs=1.0)
     """Evaluation on the validation split; the last step is always evaluated."""
     early_stopping: EarlyStopping | None = None
@@ -201,6 +212,10 @@ class Training(Section):
                 f"global_batch_size ({self.global_batch_size}) must be at least "
                 f"accumulation_steps ({self.accumulation_steps})"
             )
+        sizes = [phase.size for phase in self.image_size_schedule]
+        if sizes != sorted(set(sizes)):
+            raise SectionError(f"the sizes {sizes} must rise", "order the phases by size, smallest first",
+                               "image_size_schedule")  # fmt: skip
         return self
 
 
@@ -312,7 +327,24 @@ class Stage(Section):
                 f"training.accumulation_steps ({self.cluster.workers} x {self.training.accumulation_steps} = "
                 f"{needed}): some micro-batches would be empty"
             )
+        self._check_image_sizes()
         return self
+
+    def _check_image_sizes(self) -> None:
+        """Refuse a schedule of image sizes for data without such a size, or one that does not end below it."""
+        schedule = self.training.image_size_schedule
+        if not schedule:
+            return
+        if not isinstance(self.data, LabelledImages):
+            raise SectionError("training images of mask_pairs and coco have no fixed size to schedule",
+                               "leave it out; data.scale_range or data.train_short_sides vary the size",
+                               "training", "image_size_schedule")  # fmt: skip
+        if schedule[-1].size >= self.data.image_size:
+            raise SectionError(
+                f"the last size, {schedule[-1].size}, must be below data.image_size ({self.data.image_size})",
+                "leave out sizes from data.image_size on: it follows by itself",
+                "training", "image_size_schedule",
+            )  # fmt: skip
 
     def _check_origin(self) -> None:
         """Refuse a registered kind whose package the workers would not import."""
@@ -376,6 +408,19 @@ class Length(Section):
     """Steps between checkpoints besides those after evaluations; None: no others."""
     decay_steps: tuple[int, ...]
     """Steps, counted from the start of the curve, at which the learning rate is multiplied by `gamma`."""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """(end, side): up to the step `end` training images have a side of so many pixels, later of `image_size`."""
+    image_size: int = 0
+    """Side of training images in pixels, the last one where it changes; 0: they have no fixed size."""
+
+    def work(self, step: int) -> float:
+        """Return the pixels of all training images up to a step, in those of a step with images of the last size."""
+        if not self.image_sizes:
+            return step
+        ends = [0, *(min(end, step) for end, _ in self.image_sizes), step]
+        sides = [*(side for _, side in self.image_sizes), self.image_size]
+        pixels = sum((end - begin) * side**2 for (begin, end), side in zip(pairwise(ends), sides, strict=True))
+        return pixels / self.image_size**2
 
     @classmethod
     def of(cls, stage: Stage, train_samples: int) -> Self:
@@ -401,4 +446,7 @@ class Length(Section):
             evaluate_every=steps(training.evaluate_every),
             checkpoint_every=steps(training.checkpoint_every) if training.checkpoint_every else None,
             decay_steps=tuple(math.ceil(epoch * per_epoch) for epoch in schedule.decay_epochs),
-        )
+            image_size=stage.data.image_size if isinstance(stage.data, LabelledImages) else 0,
+            image_sizes=tuple(zip(accumulate(map(steps, training.image_size_schedule)),
+                                  (phase.size for phase in training.image_size_schedule), strict=True)),
+        )  # fmt: skip

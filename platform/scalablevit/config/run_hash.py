@@ -25,6 +25,8 @@ def hashed_part(stage: Stage) -> PlainValues:
                 part[name].pop(key)
     if stage.training.ema_decay is None or not stage.training.ema_warmup:
         part["training"].pop("ema_warmup")
+    if not stage.training.image_size_schedule:
+        part["training"].pop("image_size_schedule")
     if not stage.optimizer.schedule.warmup_prefix:
         part["optimizer"]["schedule"].pop("warmup_prefix")
     return part

@@ -44,6 +44,20 @@ class Item(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSizes:
+    """Sides of training images by the step that a sample is in, so that all of a step have one size."""
+
+    phases: tuple[tuple[int, int], ...]
+    """(end, side), as in `Length.image_sizes`."""
+    global_batch_size: int
+
+    def side(self, key: Key, samples: int) -> int:
+        """Return the side in pixels of a sample of the stream over so many samples; 0: that of the data section."""
+        step = (key.epoch * samples + key.position) // self.global_batch_size
+        return next((side for end, side in self.phases if step < end), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Bad:
     """A sample that could not be read: it is counted and reported, never replaced."""
 
@@ -63,13 +77,19 @@ class SampleDataset(Dataset[Item | Bad]):
         data: the recipe's data section.
         seed: the recipe's seed.
         train: true: augment, for the training split; false: the transform of evaluation.
+        sizes: of the training images, where they change with the step; None: `data.image_size`.
     """
 
-    def __init__(self, source: Source, data: DataSection, seed: int, *, train: bool) -> None:
+    def __init__(
+        self, source: Source, data: DataSection, seed: int, *, train: bool, sizes: ImageSizes | None = None
+    ) -> None:
         self.source = source
         self.seed = seed
         self.train = train
         self.transform = train_transform(data) if train else eval_transform(data)
+        self.sizes = sizes or ImageSizes((), 1)
+        self.transforms = {side: train_transform(data.model_copy(update={"image_size": side}))
+                           for _, side in self.sizes.phases}  # fmt: skip
         self.registered = registered_transforms(data) if train else ()
 
     def __len__(self) -> int:
@@ -87,7 +107,8 @@ class SampleDataset(Dataset[Item | Bad]):
             return self._with_instances(key, example.image, example.instances)
         image, labels = example.image, example.mask
         if self.train:
-            image, labels = augment(self.transform, self.seed, key, image, labels)
+            transform = self.transforms.get(self.sizes.side(key, len(self.source)), self.transform)
+            image, labels = augment(transform, self.seed, key, image, labels)
             image = apply_registered(self.registered, self.seed, key, image)
         else:
             image = self.transform(image=image)["image"]

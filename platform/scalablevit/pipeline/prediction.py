@@ -77,8 +77,8 @@ class Prediction:
 def predict(stage: Stage, inputs: PredictionInputs, memory: MemoryEstimate) -> Prediction:
     """Predict a stage's training to its last step, without restarts and early stopping.
 
-    Time grows linearly with the images of a step. Gradients are exchanged in a ring, which takes time of its own; in
-    evaluation nothing is exchanged.
+    Time grows linearly with the images of a step, and with their pixels where their size changes. Gradients are
+    exchanged in a ring, which takes time of its own; in evaluation nothing is exchanged.
 
     Source: ring all-reduce: Patarasu and Yuan, J. Parallel Distrib. Comput. 2009: each of n devices sends 2 (n - 1) / n
     of the gradients' bytes.
@@ -94,7 +94,7 @@ def predict(stage: Stage, inputs: PredictionInputs, memory: MemoryEstimate) -> P
     exchange_bytes = round(2 * (devices - 1) / devices * memory.gradients)
     exchange_s = exchange_bytes / (inputs.bandwidth_gb_s * 1e9)
     images_per_s = training.global_batch_size / (compute_s + exchange_s)
-    training_hours = length.total * (compute_s + exchange_s) / 3600
+    training_hours = (length.work(length.total) * compute_s + length.total * exchange_s) / 3600
     evaluations = len(_multiples(length.total, length.evaluate_every))
     evaluated_images = evaluations * math.ceil(inputs.val_images / devices)
     evaluation_hours = evaluated_images * EVALUATED_SHARE * inputs.step_s / inputs.step_images / 3600

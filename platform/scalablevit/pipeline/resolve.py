@@ -375,7 +375,7 @@ def compute_length(stage: Stage, samples: int) -> Length:
     """Return a stage's length for so many training samples.
 
     Raises:
-        UserError: its warm-up is not shorter than the training.
+        UserError: its warm-up, or a phase of smaller images, is not shorter than the training.
     """
     length = Length.of(stage, samples)
     if length.warmup >= length.total:
@@ -384,6 +384,14 @@ def compute_length(stage: Stage, samples: int) -> Length:
             f"samples, global batch {stage.training.global_batch_size})",
             where="optimizer.schedule",
             fix="shorten the warm-up, or train longer",
+        )
+    smaller = max((end for end, _ in length.image_sizes), default=0)
+    if smaller >= length.total:
+        raise UserError(
+            f"the smaller images take {smaller} steps, and the training has {length.total} ({samples} samples, global "
+            f"batch {stage.training.global_batch_size}): no image would have the size data.image_size",
+            where="training.image_size_schedule",
+            fix="shorten the phases, or train longer",
         )
     return length
 
@@ -414,9 +422,19 @@ def describe(resolved: ResolvedStage) -> dict[str, str]:
         "steps": f"{length.total} ({length.total / length.steps_per_epoch:.4g} epochs of "
         f"{length.steps_per_epoch:.4g}), warm-up {length.warmup}, evaluation every {length.evaluate_every} "
         "and at the end",
+        "image sizes": _describe_image_sizes(length),
         "learning rate": "step "
         + ", ".join(f"{step}: {learning_rate(step, stage.optimizer, length):.4g}" for step in points)
         + f"; largest {largest:.4g}, optimizer.lr {stage.optimizer.lr:.4g}",
         "resources": f"{workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)",
         "batch norm": "over all workers (SyncBatchNorm)" if synchronized else "by each worker, rank 0's is kept",
     }
+
+
+def _describe_image_sizes(length: Length) -> str:
+    """Return the sizes of training images by step; empty where they have one."""
+    if not length.image_sizes:
+        return ""
+    sizes = "".join(f"{side} up to step {end}, " for end, side in length.image_sizes)
+    share = length.work(length.total) / length.total
+    return f"{sizes}then {length.image_size}; {share:.0%} of the pixels of {length.image_size} throughout"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scalablevit.config.recipe import Length, Stage
 from scalablevit.config.task_info import task_info
 from scalablevit.data.batch import Batch
-from scalablevit.data.dataset import Bad, SampleDataset
+from scalablevit.data.dataset import Bad, ImageSizes, SampleDataset
 from scalablevit.data.sampler import Key, TrainBatches
 from scalablevit.data.sources.base import Source
 from scalablevit.tasks.registry import task_kind
@@ -43,13 +43,14 @@ def save_training_batch(task: Task, stage: Stage, source: Source, file: Path) ->
     Raises:
         ValueError: none of the images could be read.
     """
-    workers, training = stage.cluster.workers, stage.training
+    workers, training, length = stage.cluster.workers, stage.training, Length.of(stage, len(source))
     keys = next(iter(TrainBatches(
         train_order(stage, source), global_batch_size=training.global_batch_size,
         accumulation_steps=training.accumulation_steps, rank=0,
-        world=workers, first_step=0, end_step=Length.of(stage, len(source)).total,
+        world=workers, first_step=0, end_step=length.total,
     )))  # fmt: skip
-    dataset = SampleDataset(source, stage.data, training.seed, train=True)
+    sizes = ImageSizes(length.image_sizes, training.global_batch_size)
+    dataset = SampleDataset(source, stage.data, training.seed, train=True, sizes=sizes)
     batch = _batch(task, dataset, keys, "train")
     prepared = task.prepare(batch, "train", (training.seed, 0, 0, 0))
     count = min(TRAINING_IMAGES, batch.samples)

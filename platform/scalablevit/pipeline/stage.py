@@ -286,7 +286,9 @@ def _launch(
     )
     metrics = task_info(resolved.stage.task.kind).metrics_by_interest
     notifier = notifier_of(resolved, store, job.root)
-    with Progress(store, uid, resolved.name, resolved.length.total, metrics, status_file, notifier):
+    with Progress(
+        store, uid, resolved.name, resolved.length.total, metrics, status_file, notifier, resolved.length.work
+    ):
         batch_size = resolved.stage.training.global_batch_size
         reader = GaugeReader(store.local, store.location, uid, metrics[0], batch_size)
         callbacks = (

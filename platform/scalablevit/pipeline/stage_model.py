@@ -64,7 +64,11 @@ def model_cost(name: str, stage: Stage, classes: tuple[str, ...]) -> str:
     with _model_errors(name, stage):
         task = build_task(stage, classes)
         compiled = _describe_compiled_blocks(task, stage.model.name) if stage.training.compile == "blocks" else ""
-        return task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
+        described = task_kind(stage.task.kind).build_costs(stage, classes).describe() + compiled
+    for phase in stage.training.image_size_schedule:
+        with _model_errors(name, stage, f"{phase.size} pixels (training.image_size_schedule)"), torch.device("meta"):
+            count_cost(task.build_model(), (1, 3, phase.size, phase.size))
+    return described
 
 
 def backbone_macs_per_pixel(name: str, stage: Stage, classes: tuple[str, ...]) -> float:
@@ -87,7 +91,7 @@ def backbone_macs_per_pixel(name: str, stage: Stage, classes: tuple[str, ...]) -
 
 
 @contextmanager
-def _model_errors(name: str, stage: Stage) -> Iterator[None]:
+def _model_errors(name: str, stage: Stage, size: str = "the evaluation size") -> Iterator[None]:
     """Turn what building or running a stage's model raises into an error for people."""
     try:
         yield
@@ -95,7 +99,7 @@ def _model_errors(name: str, stage: Stage) -> Iterator[None]:
         raise in_stage(name, error) from None
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{stage.model.name} does not run at the evaluation size: {str(error).splitlines()[0]}",
+            f"{stage.model.name} does not run at {size}: {str(error).splitlines()[0]}",
             where=f"stage {name}: model.name, model.options, data",
             fix="choose another image size, or give the architecture its size by model.options",
         ) from None

@@ -76,10 +76,10 @@ def least_seconds(resolved: ResolvedStage, macs_per_pixel: float) -> float:
         macs_per_pixel: multiply-accumulates of the backbone's forward pass; the backward pass takes twice as many.
     """
     stage, data = resolved.stage, resolved.stage.data
-    pixels = data.training_pixels
+    pixels: float = data.training_pixels
     if isinstance(data, CocoInstances):  # those above are of the largest image
         pixels = min(data.train_short_sides or (data.short_side,)) ** 2
-    pixels *= resolved.length.total * stage.training.global_batch_size
+    pixels *= resolved.length.work(resolved.length.total) * stage.training.global_batch_size
     return 2 * 3 * macs_per_pixel * pixels / (_cores(stage) * FASTEST_CORE[stage.training.precision])
 
 
@@ -125,7 +125,7 @@ def _what_sets_the_pace(stage: Stage) -> PlainValues:
         "model": {key: model[key] for key in ("name", "options", "grad_checkpointing", "channels_last")},
         "task": {**plain["task"], "test_time_augmentation": None},
         "data": [data["source"], *(data.get(key) for key in SIZES)],
-        "training": {key: training[key] for key in ("precision", "compile")},
+        "training": {key: training[key] for key in ("precision", "compile", "image_size_schedule")},
         "cluster": {key: cluster[key] for key in ("workers", "cpus_per_worker", "gpus_per_worker")},
     }
 

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -49,6 +49,7 @@ class Progress:
             best.
         status: the run's `status.json`, which this thread keeps up to date.
         notifier: records that the training has stalled; None: nobody is notified.
+        work: the work up to a step, in any unit, where steps differ (`Length.work`).
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Progress:
         metrics: Sequence[str],
         status: StatusFile,
         notifier: Notifier | None = None,
+        work: Callable[[int], float] = float,
     ) -> None:
         self._store = store
         store.write(START_NOTE, b"")  # an earlier attempt's note is not this one's
@@ -70,6 +72,7 @@ class Progress:
         self._console = Console(stage)
         self._waiting = WaitReporter(self._console, WORKERS)
         self._total = total_steps
+        self._work = work
         self._files = MetricFiles(store, uid)
         self._metrics = metrics
         self._best_metric = metrics[0]
@@ -82,7 +85,7 @@ class Progress:
         _, self._attempts_offset = read_attempts(self._attempts)
         self._printed = 0.0
         self._memory = ""
-        self._eta = EtaEstimator(total_steps)
+        self._eta = EtaEstimator(total_steps, work=work)
         self._roll_backs = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -125,7 +128,7 @@ class Progress:
             self._waiting.begin("the first step")
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
-            self._eta = EtaEstimator(self._total)  # no steps are trained between two attempts
+            self._eta = EtaEstimator(self._total, work=self._work)  # no steps are trained between two attempts
             if isinstance(event, Lost):
                 lost = "; ".join(f"rank {rank}: {reason}" for rank, reason in event.ranks.items())
                 self._console.say(f"workers were lost ({lost}); if cluster.max_failures allows, the last checkpoint "
@@ -155,7 +158,7 @@ class Progress:
         elif "train/loss" in metrics:
             if record.roll_backs != self._roll_backs:
                 self._roll_backs = record.roll_backs
-                self._eta = EtaEstimator(self._total, max(self._eta.since_ms, record.time_ms))
+                self._eta = EtaEstimator(self._total, max(self._eta.since_ms, record.time_ms), self._work)
             self._eta.add(step, record.time_ms)
             # a narrow terminal cuts the end off
             parts = (f"step {step}/{self._total}", self._eta.format(step), format_training(metrics), self._memory)
@@ -190,24 +193,28 @@ class EtaEstimator:
     Args:
         total_steps: optimizer steps of the whole training.
         since_ms: the time of that, milliseconds since the epoch; None: now.
+        work: the work up to a step, in any unit.
     """
 
-    def __init__(self, total_steps: int, since_ms: int | None = None) -> None:
+    def __init__(self, total_steps: int, since_ms: int | None = None, work: Callable[[int], float] = float) -> None:
         self._total = total_steps
+        self._work = work
         self.since_ms = now_ms() if since_ms is None else since_ms
         self._first: tuple[int, int] | None = None
-        self._seconds_per_step = 0.0
+        self._seconds_per_work = 0.0
 
     def add(self, step: int, time_ms: int) -> None:
         """Add a log point (step, milliseconds since the epoch); ignore one that was measured before `since_ms`."""
         if self._first is None and time_ms >= self.since_ms:
             self._first = (step, time_ms)
         if self._first is not None and step > self._first[0]:
-            self._seconds_per_step = (time_ms - self._first[1]) / 1000 / (step - self._first[0])
+            done = self._work(step) - self._work(self._first[0])
+            self._seconds_per_work = (time_ms - self._first[1]) / 1000 / done
 
     def format(self, step: int) -> str:
         """Return a text such as `ETA 3 h 20 min`; empty until two log points are known."""
-        return f"ETA {format_duration((self._total - step) * self._seconds_per_step)}" if self._seconds_per_step else ""
+        left = self._work(self._total) - self._work(step)
+        return f"ETA {format_duration(left * self._seconds_per_work)}" if self._seconds_per_work else ""
 
 
 def format_memory(metrics: Values) -> str:

@@ -78,6 +78,7 @@ class ImageModel(PythonModel):
         from scalablevit.data.decoding import BadSample, decode_image, mean_color
         from scalablevit.serving.grouping import in_groups
         from scalablevit.serving.request import RefusedRequest, read_request, variable
+        from scalablevit.serving.threads import limit_threads
 
         trained, limits = self.trained, self.limits
         own, background = trained.stage.data.max_pixels, mean_color(trained.stage.data.mean)
@@ -100,7 +101,7 @@ class ImageModel(PythonModel):
 
         rows = []
         for images in in_groups(decoded()):
-            with torch.inference_mode():
+            with torch.inference_mode(), limit_threads():
                 rows += [prediction.to_dict() for prediction in trained.predict_batch(images)]
         return pd.DataFrame(rows)
 

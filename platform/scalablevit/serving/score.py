@@ -17,6 +17,7 @@ from scalablevit.data.loader import build_loader, prefetch
 from scalablevit.data.sampler import eval_batches
 from scalablevit.data.sources.base import Source
 from scalablevit.serving.network import TrainedNetwork, load_trained
+from scalablevit.serving.threads import limit_threads, other_load
 from scalablevit.tasks.registry import task_kind
 from scalablevit.tasks.sample_statistics import SampleStatistics
 from scalablevit.training.collectives import end_with_changed_files
@@ -55,8 +56,7 @@ def score(
         weights: file of the weights, whose SHA-256 is already checked.
         root: the platform's root folder.
         metric: name of the metric, as in the recipe's `promotion.metric`.
-        latency_threads: torch's threads while the latency is measured on a CPU. Two on two busy cores wait for each
-            other: 600 ms instead of 46 ms with one.
+        latency_threads: torch's threads while the latency is measured on a CPU.
         listing: folder of the run that stored the split's listing (`training.data_listing`).
 
     Raises:
@@ -90,7 +90,9 @@ def _add_all(trained: TrainedNetwork, source: Source, per_sample: SampleStatisti
         bad += len(batch.bad)
         if batch.samples:
             prepared = task.prepare(batch, "val", ())
-            per_sample.update(task.predict(trained.network, prepared), prepared)
+            with limit_threads():
+                prediction = task.predict(trained.network, prepared)
+            per_sample.update(prediction, prepared)
     return bad
 
 
@@ -113,24 +115,12 @@ def _latency_ms(trained: TrainedNetwork, source: Source, threads: int) -> tuple[
             trained.predict(image).to_dict()
             if index >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
-                loads.append(_other_load())
+                loads.append(other_load())
     finally:
         torch.set_num_threads(before)
     return 1000 * statistics.median(seconds), _describe_busy(
         statistics.mean(loads), threads, len(os.sched_getaffinity(0))
     )
-
-
-def _other_load() -> float:
-    """Return how many threads run or wait for a core at this moment, without the calling one.
-
-    Without /proc/loadavg it is the load average of the last minute, which counts the scoring that has just ended.
-    """
-    try:
-        running = Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0]
-        return max(0.0, float(running) - 1)
-    except (OSError, ValueError, IndexError):
-        return os.getloadavg()[0]
 
 
 def _describe_busy(load: float, threads: int, cores: int) -> str:

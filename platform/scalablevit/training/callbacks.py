@@ -13,7 +13,7 @@ from scalablevit.config.errors import UserError
 from scalablevit.config.extensions import registered_metrics
 from scalablevit.config.recipe import Stage
 from scalablevit.data.batch import Batch
-from scalablevit.data.dataset import SampleDataset
+from scalablevit.data.dataset import ImageSizes, SampleDataset
 from scalablevit.data.loader import build_loader, prefetch, to_device
 from scalablevit.data.sampler import TrainBatches, TrainOrder, eval_batches
 from scalablevit.data.sources.base import Source
@@ -83,7 +83,8 @@ class WorkerCallbacks:
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
         self._order = train_order(stage, source["train"])
-        self._train = SampleDataset(source["train"], stage.data, stage.training.seed, train=True)
+        sizes = ImageSizes(context.length.image_sizes, stage.training.global_batch_size)
+        self._train = SampleDataset(source["train"], stage.data, stage.training.seed, train=True, sizes=sizes)
         self._val = SampleDataset(source["val"], stage.data, stage.training.seed, train=False)
 
     def batches(self, first: int) -> Iterator[Batch]:
