@@ -41,7 +41,7 @@ help:
 	@echo "make test-rotating  some of the long tests and of the kills, chosen by the hour (SEED=... for the same again)"
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"
-	@echo "make test-cluster  a job over two hosts of which one is lost, an object store, the tracking server"
+	@echo "make test-cluster  a job over two hosts of which one is lost, an object store, the tracking server, 5 minutes"
 	@echo "make test-cluster-long  hosts that are cut off, or join later; a killed job in an object store"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
@@ -100,10 +100,10 @@ test-rotating: setup
 		$$(grep -rl 'mark\.rotating' tests --include='test_*.py' | sort)
 
 test-cluster: setup mlflow-env
-	timeout 1400 $(BIN)/python -m pytest -m "cluster and not long" -rs tests/cluster
+	timeout 600 $(BIN)/python -m pytest -m "cluster and not long" tests/cluster
 
 test-cluster-long: setup mlflow-env
-	timeout 3600 $(BIN)/python -m pytest -m "cluster and long" -rs tests/cluster
+	timeout 3600 $(BIN)/python -m pytest -m "cluster and long" tests/cluster
 
 test-browser: setup
 	timeout 600 $(BIN)/python -m pytest -m browser tests/browser

@@ -8,7 +8,7 @@ from harness.driving import Driver, driving
 from harness.heads import Head, running
 from hypothesis import settings
 
-pytest_plugins = ["harness.distribution", "harness.fault_table", "harness.rotation"]
+pytest_plugins = ["harness.distribution", "harness.fault_table", "harness.not_run", "harness.rotation"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # as many processes as cores already: more threads in each only wait for one another (torch, NumPy; read on import)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def make_users(uri: str) -> None:
     """Make the users that are missing; all get the passwords of their files."""
     os.environ.update(MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD=secret("admin"))
     from mlflow.exceptions import MlflowException
-    from mlflow.server.auth.client import AuthServiceClient
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a library's news for MLflow's makers
+        from mlflow.server.auth.client import AuthServiceClient
 
     client = AuthServiceClient(uri)
     for name in USERS:

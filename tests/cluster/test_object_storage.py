@@ -18,10 +18,12 @@ import obstore
 import pyarrow.fs
 import pytest
 import torch
+from harness import hosts
 from harness.claimants import LIMIT_S, Claimant, race
 from harness.heads import ROOT
 from harness.job_folder import write_job
-from harness.object_store import BUCKET, ObjectStore, needs_weed, seaweedfs
+from harness.object_store import BUCKET, ObjectStore, weed
+from harness.pages import commands
 from harness.toys import leave_status
 
 from scalablevit.cli import report, runs
@@ -45,19 +47,13 @@ from scalablevit.training.state import Snapshot
 from scalablevit.training.storage import check_storage, open_filesystem
 from scalablevit.training.worker_result import TrainingEnd
 
-pytestmark = [pytest.mark.cluster, needs_weed]
+pytestmark = pytest.mark.cluster
 
 RACES = 15
 STEPS = 200
 JOB_S = 500
 QUICK = {"RENEW_S": 0.1, "STALE_S": 1.0, "WATCH_S": 0.1}
 TINY = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with seaweedfs(tmp_path_factory.mktemp("s3")) as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -318,6 +314,39 @@ def test_a_job_stored_there_has_a_report_and_is_listed(
     assert runs.run(parse("runs", ["list", "--root", str(tmp_path)])) == 0
     lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("tiny-pretrain-0")]
     assert lines == [["tiny-pretrain-0", "running"], ["tiny-pretrain-0", "lost"]]
+
+
+# --- the store of the page ---
+
+
+def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Path) -> None:
+    """On a host of its own, whose address stands for the page's."""
+    if hosts.missing():
+        pytest.skip(hosts.missing())
+    (line,) = (each.text for each in commands(ROOT / "docs" / "clusters.md") if "weed server " in each.text)
+    address = f"{hosts.NETWORK}.1"
+    (tmp_path / "store").mkdir()
+    command = line.replace("/path/to/", f"{tmp_path}/").replace("10.0.0.5", address).split()
+    key = {"AWS_ENDPOINT_URL": f"http://{address}:8333", "AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "right"}
+    tried = "from scalablevit.training.storage import check_storage; check_storage('s3://new/folder')"
+
+    def use(host: hosts.Host, secret: str) -> str:
+        """Why run storage cannot be used on the host; empty if it can."""
+        env = {**os.environ, **key, "AWS_SECRET_ACCESS_KEY": secret, "PYTHONPATH": str(ROOT / "platform")}
+        try:
+            return host.run(sys.executable, "-c", tried, env=env)
+        except AssertionError as error:
+            return str(error)
+
+    with hosts.hosts(1, tmp_path) as (host,):
+        log = tmp_path / "weed.log"
+        process = host.start(log, str(weed()), *command[1:], env={**os.environ, **key})
+        end = time.monotonic() + LIMIT_S
+        while said := use(host, "right"):
+            assert time.monotonic() < end and process.poll() is None, f"{said}\n{log.read_text()[-3000:]}"
+        assert "refuses the secret" in use(host, "another")
+        listening = host.run("ss", "-Hltn").splitlines()
+    assert {each.split()[3] for each in listening if "127.0.0.1" not in each} == {f"{address}:8333", f"{address}:18333"}
 
 
 # --- a killed job ---

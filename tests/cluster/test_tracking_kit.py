@@ -3,54 +3,25 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import mlflow.pyfunc
-import numpy as np
 import pandas as pd
 import pytest
 import requests
-from harness.mlflow_server import free_port
-from harness.tracking_kit import TrackingKit, missing, tracking_kit
+from harness.tracking_kit import TrackingKit
+from harness.two_hosts import STEPS, HostJob
 from mlflow.exceptions import MlflowException
-from safetensors.numpy import save_file
 
 from scalablevit.config.errors import UserError
+from scalablevit.pipeline.registration import sample_image
 from scalablevit.tracking.champion import aliases, move_champion
 from scalablevit.tracking.connection import connect
-from scalablevit.tracking.environment import pin_requirements
-from scalablevit.tracking.outbox import Outbox
-from scalablevit.tracking.sync import OutboxSync, Pending
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
-
-NAME = "toy"
-RUN = uuid4().hex
-SERVING = """
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
-from safetensors.numpy import load_file
-
-
-class Answer(PythonModel):
-    def load_context(self, context):
-        self.weight = load_file(context.artifacts["weights"])["w"][0]
-
-    def predict(self, context, model_input, params=None):
-        return [float(self.weight) for _ in model_input.iloc[:, 0]]
-
-
-set_model(Answer())
-"""
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingKit]:
-    with tracking_kit(tmp_path_factory.mktemp("kit") / "server", free_port()) as found:
-        yield found
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @contextmanager
@@ -63,42 +34,29 @@ def user(kit: TrackingKit, name: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def registered(kit: TrackingKit, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run with a metric and a version of a toy model, sent by `trainer`."""
-    folder = tmp_path_factory.mktemp("job")
-    package, model = folder / "toy_package", folder / "model"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "serve.py").write_text(SERVING)
-    model.mkdir()
-    save_file({"w": np.array([2.5], np.float32)}, model / "weights.safetensors")
-    (model / "config.json").write_text(json.dumps({"classes": ["cat"]}))
-    outbox = Outbox(folder / "outbox")
-    outbox.run(RUN, "run", experiment="kit")
-    outbox.metrics(RUN, [{"step": 1, "time_ms": 1_700_000_000_000, "metrics": {"train/loss": 0.5}}])
-    outbox.model(RUN, name=NAME, folder=model, package=package, serving="serve.py",
-                 requirements=pin_requirements(["mlflow", "safetensors"]), tags={"recipe": "abc"})  # fmt: skip
-    outbox.end(RUN, "FINISHED")
-    with user(kit, "trainer"):
-        left = OutboxSync(outbox.folder, kit.uri).send_left()
-    assert left == Pending(records=0, refused=0, error=None)
-    return NAME
+def registered(lost: HostJob) -> str:
+    """The model that `trainer` trained on two hosts and registered, with no alias but `candidate`."""
+    assert lost.process.returncode == 0, lost.log.read_text()
+    return "hosts-pretrain"
 
 
-def losses(kit: TrackingKit) -> list[float]:
+def losses(kit: TrackingKit) -> list[tuple[int, float]]:
+    """Steps of the job's stage, each with its loss; both attempts may have sent one."""
     client = connect(kit.uri)
     experiment = client.get_experiment_by_name("kit")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    return [metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'pretrain' AND status = 'FINISHED'")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    return sorted((metric.step, metric.value) for metric in history)
 
 
-def champions_prediction(kit: TrackingKit) -> list[float]:
-    """As somebody who loads the champion with MLflow alone."""
+def prediction(kit: TrackingKit, name: str, alias: str) -> str:
+    """Of a grey image, as somebody who loads a model with MLflow alone."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(kit.uri)
     try:
-        return list(mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(pd.DataFrame({"image": ["x", "y"]})))
+        model = mlflow.pyfunc.load_model(f"models:/{name}@{alias}")
+        return str(model.predict(pd.DataFrame({"image": [sample_image()]})))
     finally:
         mlflow.set_tracking_uri(before)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -114,7 +72,7 @@ def test_nobody_reads_or_uploads_without_a_password(kit: TrackingKit, registered
 
 def test_the_viewer_reads_and_moves_no_alias(kit: TrackingKit, registered: str) -> None:
     with user(kit, "viewer"):
-        assert losses(kit) == [0.5]
+        assert {step for step, _ in losses(kit)} == set(range(1, STEPS + 1))
         assert aliases(kit.uri, registered) == {"candidate": 1}
         with pytest.raises(UserError, match="Permission denied"):
             move_champion(kit.uri, registered, None, 1)
@@ -141,11 +99,13 @@ def test_secrets_are_the_owners_and_on_no_command_line_and_in_no_log(kit: Tracki
 def test_what_a_backup_has_is_back_after_all_was_lost(kit: TrackingKit, registered: str, tmp_path: Path) -> None:
     with user(kit, "trainer"):
         move_champion(kit.uri, registered, None, 1)
+        before = losses(kit), prediction(kit, registered, "champion")
     backup = tmp_path / "backup"
     kit.run("backup", str(backup))
     assert "is there already" in kit.run("backup", str(backup), code=1)
     assert "MLflow runs" in kit.run("restore", str(backup), code=1)
 
+    os.kill(kit.pids()["seaweedfs"], signal.SIGKILL)  # by itself it takes 15 s to end
     kit.run("stop")
     assert kit.run("status", code=1).count("is stopped") == 3
     for store in ("postgres", "seaweedfs"):  # both databases and the bucket
@@ -160,8 +120,7 @@ def test_what_a_backup_has_is_back_after_all_was_lost(kit: TrackingKit, register
     kit.run("restore", str(backup))
     with user(kit, "viewer"):
         assert aliases(kit.uri, registered) == {"candidate": 1, "champion": 1}
-        assert losses(kit) == [0.5]
-        assert champions_prediction(kit) == [2.5, 2.5]
+        assert (losses(kit), prediction(kit, registered, "champion")) == before
         with pytest.raises(MlflowException, match="Permission denied"):
             connect(kit.uri).set_registered_model_alias(registered, "candidate", "1")
     assert requests.get(f"{kit.uri}/api/2.0/mlflow/users/list", timeout=30).status_code == 401

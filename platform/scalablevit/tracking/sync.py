@@ -34,6 +34,8 @@ from scalablevit.tracking.sync_progress import SyncProgress, load_progress
 
 POLL_S = 1.0
 """Seconds between two checks for new records."""
+AWAY_S = 5.0
+"""Longest wait in seconds, in `drain`, for a receiver that is away."""
 LONGEST_PAUSE_S = 30.0
 """Longest pause in seconds between two tries while the server is away."""
 REQUEST_TIMEOUT_S = 10
@@ -105,8 +107,10 @@ class OrderedSync(ABC):
         self._unclear = 0
         self._error: str | None = None
         self._away_since: float | None = None
+        self._outage_reported = False
         self._pause_s = POLL_S
         self._draining = False
+        self._trying = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"{name} sync", daemon=True)
@@ -116,11 +120,19 @@ class OrderedSync(ABC):
         self._thread.start()
 
     def drain(self, timeout_s: float) -> Pending:
-        """Wait up to `timeout_s` seconds until everything has been sent, and return what is left; for a job's end."""
-        deadline = time.monotonic() + timeout_s
+        """Wait until everything has been sent, and return what is left; for a job's end.
+
+        Args:
+            timeout_s: longest wait in seconds; a receiver that is away is given up after `AWAY_S`, at the end of a try.
+        """
+        began = time.monotonic()
         self._draining = True
         self._wake.set()
-        while time.monotonic() < deadline and self._thread.is_alive() and self._count_left():
+        while time.monotonic() < began + timeout_s and self._thread.is_alive() and self._count_left():
+            away_since = self._away_since
+            given_up = away_since is not None and time.monotonic() > max(began, away_since) + AWAY_S
+            if given_up and not self._trying:  # a try under way may be the one that succeeds
+                break
             time.sleep(0.05)
         self._draining = False
         return self.pending()
@@ -199,12 +211,14 @@ class OrderedSync(ABC):
 
     def _send_until_stopped(self) -> None:
         while not self._stopping.is_set():
+            self._trying = True
             try:
                 while not self._stopping.is_set() and self._send_next():
                     self._succeeded()
                 self._succeeded()
             except Exception as error:
                 self._failed(error)
+            self._trying = False
             self._rest()
 
     def _rest(self) -> None:
@@ -269,15 +283,18 @@ class OrderedSync(ABC):
         self._say(f"{self._name} refused {len(refusals)} of the records, kept in {self._folder / REFUSED}: {reason}")
 
     def _succeeded(self) -> None:
-        if self._away_since is not None:
+        if self._away_since is not None and self._outage_reported:
             self._say(f"{self._name} is back after {time.monotonic() - self._away_since:.0f} s; records are being sent")
         self._error = self._away_since = None
+        self._outage_reported = False
         self._pause_s = POLL_S
 
     def _failed(self, error: Exception) -> None:
         self._error = format_error(error, self._uri)
         if self._away_since is None:
-            self._away_since = time.monotonic()
+            self._away_since = time.monotonic()  # the next try may succeed, such as once the parent run is there
+        elif not self._outage_reported:
+            self._outage_reported = True
             self._say(f"{self._receiver}: {self._error}. Records wait in {self._folder}; training goes on")
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
