@@ -47,6 +47,7 @@ def test_versions() -> None:
 
     assert found() == ("good", "")
     assert found(torch="1.9") == ("warning", "has torch 1.9 in place of 2.0")
+    assert found(torch="unknown") == ("warning", "has torch unknown in place of 2.0"), "its metadata is damaged"
     assert found(torch="", timm="") == ("stops", "has no torch, no timm")
 
 

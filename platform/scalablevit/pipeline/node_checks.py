@@ -17,6 +17,7 @@ from typing import Literal
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.text import and_more
+from scalablevit.tracking.environment import installed_version
 from scalablevit.training.environment import interface_of
 from scalablevit.training.ray_internals import Node
 from scalablevit.training.storage import check_storage
@@ -102,7 +103,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name).partition("+")[0]  # builds for CPUs and GPUs may be mixed
+            found[name] = installed_version(name).partition("+")[0]  # builds for CPUs and GPUs may be mixed
     return found
 
 
