@@ -30,6 +30,8 @@ CHANNELS = ("webhook", "command")
 """The channels to people, which are settings; each has an outbox of its name, so that none waits for the other."""
 COMMAND_S = 10.0
 """Longest time in seconds that the command may take."""
+COMMAND_VARIABLES = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
+"""What the command gets of the environment: all else may be a secret."""
 DRAIN_S = 10.0
 """Longest wait in seconds, when all work is done, for the last notifications to be sent; later ones wait on disk."""
 OLDEST_MS = 7 * 24 * 3600 * 1000
@@ -156,18 +158,20 @@ class NotificationSync(OrderedSync):
 
 def run_command(command: Sequence[str], message: bytes) -> str:
     """Run a command without a shell, for `COMMAND_S` at most, with a message on stdin; return why it failed, or ""."""
+    environment = {name: value for name, value in os.environ.items() if name in COMMAND_VARIABLES}
     try:  # its output is dropped, since it may show secrets
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   cwd="/", env=environment, start_new_session=True)  # fmt: skip
     except OSError as error:
         return f"it cannot be started: {error.strerror}"
     try:
         process.communicate(message, COMMAND_S)
     except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        process.wait()
         return f"it took more than {COMMAND_S:g} s and was killed"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started; nobody has waited for it, so it is there
+            process.wait()
     return f"it ended with exit code {process.returncode}" if process.returncode else ""
 
 
