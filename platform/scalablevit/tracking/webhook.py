@@ -16,7 +16,7 @@ TIMEOUT_S = 10.0
 """Longest wait in seconds for a connection, and for each part of the response."""
 LONGEST_S = 30.0
 """Longest time in seconds of a request, whatever comes in however small parts."""
-TRANSLATED = tuple(map(ipaddress.ip_network, ("::/96", "::ffff:0:0/96", "64:ff9b::/96")))
+TRANSLATED = tuple(map(ipaddress.ip_network, ("::ffff:0:0/96", "64:ff9b::/96")))
 """IPv6 addresses that end with an IPv4 address, to which a system or a gateway may lead."""
 NEVER_CALLED = tuple(map(ipaddress.ip_network, (
     "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200", "168.63.129.16", "192.0.0.192",
@@ -108,14 +108,9 @@ def _connect(host: str, port: int, *, loopback_only: bool) -> socket.socket:
 
 def _check_address(text: str, loopback_only: bool) -> None:
     address = ipaddress.ip_address(text)
-    known = {address}
-    if isinstance(address, ipaddress.IPv6Address):
-        known.add(address.sixtofour or address)
-        if any(address in network for network in TRANSLATED):
-            known.add(ipaddress.IPv4Address(int(address) % 2**32))
-        address = address.ipv4_mapped or address
-    if any(each in network for each in known for network in NEVER_CALLED):
-        raise Away("its host is at a link-local or metadata address, where clouds keep credentials; "
-                   "such are never called")  # fmt: skip
+    if any(address in network for network in TRANSLATED):
+        address = ipaddress.IPv4Address(int(address) % 2**32)
+    if any(address in network for network in NEVER_CALLED):
+        raise Away("its host is at a link-local or metadata address, where clouds keep credentials, and is not called")
     if loopback_only and not address.is_loopback:
         raise Away("http:// is for this machine alone: use https://, or allow http (allow_http)")
