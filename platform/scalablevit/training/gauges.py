@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow.fs import FileSelector
 from ray.util.metrics import Gauge
 
-from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, MANIFEST, RECORDS
+from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, MANIFEST, RECORDS, SENT
 from scalablevit.tracking.outbox import outbox_of, read_lines
 from scalablevit.tracking.records import MetricsRecord
 from scalablevit.tracking.sync_progress import load_progress
@@ -179,6 +179,8 @@ class GaugeReader:
 
     def _read_unsent(self) -> dict[str, float]:
         sent = load_progress(self._outbox)
+        if sent is None and (self._outbox / SENT).exists():
+            raise ValueError("how far it was sent cannot be read")
         unsent = (line.record for line in read_lines(self._outbox, sent.offset if sent else 0))
         oldest = next((record.time_ms / 1000 for record in unsent if record is not None), math.inf)
         return {f"scalablevit_outbox{AGE}": oldest}
