@@ -110,7 +110,8 @@ def environment_info(package: Path) -> Environment:
     Args:
         package: folder of our package.
     """
-    versions, damaged = {}, 0
+    versions: dict[str, str] = {}
+    damaged = 0
     for installed in metadata.distributions():
         name = version = None
         with suppress(OSError, KeyError, ValueError):  # as in `installed_version`
