@@ -74,6 +74,7 @@ def _request(address: str, headers: dict[str, str], body: bytes, allow_http: boo
     connection = (http.client.HTTPSConnection if tls else http.client.HTTPConnection)(host, port)
     with _connect(host, port, loopback_only=not tls and not allow_http) as opened, opened.dup() as same:
         limit = threading.Timer(LONGEST_S, same.shutdown, [socket.SHUT_RDWR])
+        limit.daemon = True  # no process waits for it
         limit.start()
         try:
             # a connection that has a socket opens no other, by a second look-up that might lead elsewhere
