@@ -53,9 +53,10 @@ class Kit:
         self.uri = f"http://127.0.0.1:{self.ports['mlflow']}"
 
     def environment(self) -> dict[str, str]:
-        """The environment of all its programs: addresses, and where the secrets are."""
+        """The environment of all its programs: addresses, and where the secrets are; no keys of the user's own."""
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PG"))}
         path = f"{_postgres('pg_ctl').parent}:{os.environ.get('PATH', '')}"
-        return {**os.environ, MARKER: str(self.folder), "PATH": path, "PGHOST": "127.0.0.1",
+        return {**others, MARKER: str(self.folder), "PATH": path, "PGHOST": "127.0.0.1",
                 "PGPORT": str(self.ports["postgres"]), "TRACKING_SECRETS": str(self.folder / "secrets"),
                 "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3.port']}"}  # fmt: skip
 

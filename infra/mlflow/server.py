@@ -138,7 +138,8 @@ def backup(target: Path) -> str:
         raise KitError(f"{target} is there already: name a new folder")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "objects").mkdir(mode=0o700, parents=True)
+    partial.mkdir(mode=0o700, parents=True)  # `parents` alone have the usual permissions
+    (partial / "objects").mkdir()
     for name in DATABASES:
         _run("pg_dump", "--format=custom", f"--file={partial / name}.dump", name)
     sums = {f"{name}.dump": _sha256(partial / f"{name}.dump") for name in DATABASES}

@@ -225,6 +225,7 @@ VALIDATORS: list[tuple[str, list[Change], str]] = [
     ("classification", [("cluster.gpus_per_worker", 0.5), ("cluster.workers", 2)], "gpus_per_worker (0.5)"),
     ("classification", [("cluster.storage", "s3://key:secret@bucket/runs")], "without credentials"),
     ("classification", [("cluster.min_workers", 2)], "min_workers (2)"),
+    ("classification", [("cluster.storage", "file:///nfs/runs")], "storage is a folder"),
     ("classification", [("data", yaml.safe_load(KINDS["detection"])["data"] | {"root": "r"})], "needs data.source"),
     ("detection", [("data.instance_masks", False)], "data.instance_masks must be true"),
     ("classification", [("promotion.metric", "miou")], "promotion.metric must be top1 or top5 here, not miou"),

@@ -38,3 +38,24 @@ def test_a_cluster_that_does_not_answer(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert main("doctor", ["--root", str(tmp_path)]) == 2
     assert re.search(r"^cluster +127.0.0.1:9 +stops: the Ray cluster does not answer: ", capsys.readouterr().out, re.M)
+
+
+def test_no_secret_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of addresses, good or of no use, and of the environment; neither in the table nor in the document."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-of-mlflow")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-of-ray")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    shown = ""
+    for address, uri, storage in (
+        ("", "http://user:canary@127.0.0.1:9", "s3://key:canary@bucket/folder?secret=canary"),
+        ("", "http://user:can/ary@host", "nothing://user:canary@bucket"),
+        ("canary-of-ray", "postgresql://user:canary@host/db", "https://user:canary@host/x"),
+        ("ray://user:canary@127.0.0.1:9", "http://user:canary@127.0.0.1:9?x=canary", "runs"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        for arguments in ([], ["--json"]):
+            given = ["--root", str(tmp_path), "--uri", uri, "--storage", storage, *arguments]
+            assert main("doctor", given) == 2, (address, uri, storage)
+            shown += "".join(capfd.readouterr())
+    assert "***" in shown and not re.search("can/?ary", shown)

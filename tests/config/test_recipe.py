@@ -186,6 +186,7 @@ REFUSED = [
     # cluster and tracking
     ("classification", [("cluster.workers", 0)], "greater than or equal to 1"),
     ("classification", [("cluster.workers", 2), ("cluster.min_workers", 3)], "(3) must be at most workers (2)"),
+    ("classification", [("cluster.storage", "file:///nfs/runs")], "storage is a folder, not file:///nfs/runs"),
     ("classification", [("cluster.workers", 3), ("training.accumulation_steps", 2)], "(3 x 2 = 6)"),
     ("classification", [("cluster.cpus_per_worker", 0)], "greater than 0"),
     ("classification", [("cluster.gpus_per_worker", -1)], "greater than or equal to 0"),

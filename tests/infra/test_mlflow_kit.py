@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,6 +117,36 @@ def test_half_a_backup_is_not_restored(server: dict[str, Any], tmp_path: Path) -
     (tmp_path / "manifest.json").write_text(json.dumps({"sha256": {"mlflow.dump": "0" * 64}, "keys": {}}))
     with pytest.raises(server["KitError"], match=r"mlflow\.dump is missing or has changed"):
         server["restore"](tmp_path)
+
+
+def test_a_backup_is_readable_by_its_owner_only(
+    server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has MLflow's hashes of passwords, and all that was recorded."""
+
+    def dump(*command: str) -> None:
+        Path(command[2].removeprefix("--file=")).write_text("as pg_dump would, with the usual permissions")
+
+    pages = SimpleNamespace(paginate=lambda Bucket: [{"Contents": [{"Key": "1/model.safetensors"}]}])  # noqa: N803
+    store = SimpleNamespace(get_paginator=lambda name: pages,
+                            download_file=lambda bucket, key, file: Path(file).write_text(key))  # fmt: skip
+    monkeypatch.setitem(server["backup"].__globals__, "_run", dump)
+    monkeypatch.setitem(server["backup"].__globals__, "_s3", lambda: store)
+    assert server["backup"](tmp_path / "new" / "backup").endswith("2 databases, 1 objects")
+    assert (tmp_path / "new" / "backup").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "new" / "backup" / "objects" / "00000000").read_text() == "1/model.safetensors"
+
+
+def test_the_users_own_keys_and_database_do_not_reach_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of run storage, for instance: the kit's server would use them for its own bucket."""
+    (tmp_path / "pg_ctl").write_text("")
+    (tmp_path / "pg_ctl").chmod(0o755)
+    monkeypatch.setenv("POSTGRES_BIN", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "PGPASSFILE", "PGSSLMODE"):
+        monkeypatch.setenv(name, "the user's own")
+    environment = runpy.run_path(str(KIT / "local.py"))["Kit"](tmp_path / "folder").environment()
+    assert "the user's own" not in environment.values()
+    assert environment["PGHOST"] == "127.0.0.1" and environment["TRACKING_SECRETS"] == str(tmp_path / "folder/secrets")
 
 
 def test_secrets_and_backups_are_not_committed_and_travel_with_no_job() -> None:

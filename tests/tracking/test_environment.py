@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scalablevit.tracking.environment import code_digest, environment_info, git_version, pin_requirements
+from scalablevit.tracking.environment import (
+    code_digest,
+    environment_info,
+    git_version,
+    installed_version,
+    pin_requirements,
+)
 
 
 @pytest.fixture
@@ -77,3 +83,26 @@ def test_requirements_are_the_installed_versions() -> None:
     ]
     with pytest.raises(PackageNotFoundError):
         pin_requirements(["no-such-package-at-all"])
+
+
+def test_a_package_with_damaged_metadata_is_counted_and_hides_no_other(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pip leaves of an installation that was interrupted, or a disk of a file."""
+    sound = environment_info(package)
+    for name, content in {"emptied": None, "nameless": b"Version: 1\n", "garbled": b"Name: \xff\xfe\nVersion: 1\n",
+                          "mlflow": b"Metadata-Version: 2.1\nName: mlflow\n"}.items():  # fmt: skip
+        info = tmp_path / "site" / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        if content is not None:
+            (info / "METADATA").write_bytes(content)
+    newer = tmp_path / "site" / "torch-999.0.dist-info"
+    newer.mkdir()
+    (newer / "METADATA").write_text("Name: torch\nVersion: 999.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    found = environment_info(package)
+    assert found["damaged_packages"] - sound["damaged_packages"] == 4
+    assert found["packages"] == {**sound["packages"], "torch": "999.0"}, "of two, the one that Python imports"
+    names = ["garbled", "mlflow", "torch"]
+    assert [installed_version(name) for name in names] == ["unknown", "unknown", "999.0"]
+    assert pin_requirements(names) == ["garbled", "mlflow", "torch==999.0"]

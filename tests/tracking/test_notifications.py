@@ -240,6 +240,36 @@ def test_a_command_is_killed_at_its_limit_and_what_it_started_too(
     assert len(started) == 2 and not any(is_alive(pid) for pid in started)
 
 
+def test_a_command_gets_no_secret_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its name is: a variable that is not known to be harmless may hold one."""
+    got = tmp_path / "got"
+    for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", f"{VARIABLE}SECRET",
+                 f"{VARIABLE}WEBHOOK", "AZURE_STORAGE_KEY", "RAY_JOB_CONFIG_JSON_ENV_VAR", "https_proxy"):  # fmt: skip
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("TZ", "UTC")
+    program = script(tmp_path, f"open({str(got)!r}, 'w').write(repr(dict(os.environ)))")
+    assert run_command([program], b"{}") == ""
+    found = got.read_text()
+    assert "canary" not in found and "'TZ': 'UTC'" in found and f"'PATH': {os.environ['PATH']!r}" in found
+
+
+def test_a_command_that_is_interrupted_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in `scalablevit sync` does not reach the command, which has a session of its own."""
+    pids = tmp_path / "pids"
+    program = script(tmp_path, f"open({str(pids)!r}, 'w').write(str(os.getpid()))", "time.sleep(60)")
+
+    def interrupt(*_: object) -> None:
+        while not (pids.exists() and pids.read_text()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notifications.subprocess.Popen, "communicate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_command([program], b"{}")
+    assert not is_alive(int(pids.read_text()))
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for does not."""
     try:

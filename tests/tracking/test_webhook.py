@@ -6,8 +6,10 @@ import hmac
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from harness.receiver import Receiver, receiving
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalablevit.tracking import webhook
 from scalablevit.tracking.connection import Away, Refused
 from scalablevit.tracking.webhook import post, sign
 
@@ -121,11 +124,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 LINK_LOCAL = ["169.254.169.254", "169.254.0.1", "fe80::1", "fe80::a9fe:a9fe%1", "::ffff:169.254.169.254"]
+METADATA = [
+    "64:ff9b::a9fe:a9fe",
+    "::ffff:100.100.100.200",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+]
+"""By a gateway from IPv6; then of Alibaba, AWS, Google, Azure and Oracle, outside the link-local range."""
 
 
-@pytest.mark.parametrize("address", LINK_LOCAL)
+@pytest.mark.parametrize("address", LINK_LOCAL + METADATA)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_link_local_address_is_called_whatever_name_leads_to_it(
+def test_no_link_local_or_metadata_address_is_called_whatever_name_leads_to_it(
     address: str, scheme: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolving(monkeypatch, address)
@@ -148,6 +162,48 @@ def test_the_address_that_was_checked_is_the_one_that_is_called(
     asked = resolving(monkeypatch, "127.0.0.1", "169.254.169.254")
     post(f"http://hooks.example:{receiver.port}/", KEY, "a1", b"{}")
     assert len(receiver.posted) == 1 and asked == ["hooks.example"]
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.9", "2001:db8::1", "fd12:3456::1", "64:ff9b::c000:201"])
+def test_others_are_called(address: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Public ones, and those of a company's own network."""
+    resolving(monkeypatch, address)
+    with pytest.raises(Away, match="ConnectionRefusedError"):
+        post("https://hooks.example/x", KEY, "a1", b"{}")
+    assert calls == [address]
+
+
+def test_an_address_that_must_not_be_called_spoils_no_good_one_before_it(
+    receiver: Receiver, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with several addresses: they are tried in order, each checked before."""
+    places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 443)) for each in ("192.0.2.1", "169.254.169.254")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    with pytest.raises(Away, match="link-local"):
+        post("https://hooks.example/x", KEY, "a1", b"{}")
+    assert calls == ["192.0.2.1"]
+
+
+def test_a_receiver_that_never_ends_its_response_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte at a time, each within the time for a part."""
+    monkeypatch.setattr(webhook, "LONGEST_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            opened, _ = server.accept()
+            with opened, suppress(OSError):
+                opened.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while True:
+                    opened.sendall(b"x")
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        begin = time.monotonic()
+        with suppress(Away):  # what had come may be a response
+            post(f"http://127.0.0.1:{server.getsockname()[1]}/", KEY, "a1", b"{}")
+        assert time.monotonic() - begin < 5
+        thread.join(10)
 
 
 def test_plain_http_leaves_this_machine_only_if_told(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -121,6 +122,31 @@ def test_if_all_fail_it_says_why_and_ends_with_1(search, write_space, tmp_path):
     assert done.code == 1, done.output
     assert "none of 1 trials came to an evaluation" in done.output and "not finite" in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_mistake_that_every_trial_meets_ends_the_search_after_three(head, driver, search, write_space, tmp_path):
+    """Validation images that are replaced once the search has begun; put back, the search goes on."""
+    space = write_space(budget={"trials": 8}, concurrency=1)
+    process = head.start("tune", "--space", str(space), "--root", str(tmp_path), "--no-retrain")
+    wait_for_trials(tmp_path, process, ended_at_least=0)
+    images = {file: file.read_bytes() for file in (tmp_path / "toy-data/classification/val").rglob("*.*")}
+    for file in images:
+        file.write_bytes(b"replaced")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 2 and "Traceback" not in output, output
+    why = "21 files have other contents than when the run began"
+    failed = re.findall(rf"^\[search\] . ended; trial (...) .*: failed data: {why}", output, re.MULTILINE)
+    assert len(images) == 21 and len(set(failed)) == len(failed) == 3, output
+    stopped = "3 trials ended by the same error, and none came to an evaluation, so the search stopped: data: "
+    assert output.count(stopped + why) == 1 and "these trials are tried again" in output, output
+    nothing_is_left(driver)
+    for file, content in images.items():
+        file.write_bytes(content)
+    again = search(space, "--no-retrain", "--resume")
+    assert again.code == 0, again.output
+    assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 8
 
 
 @pytest.mark.long

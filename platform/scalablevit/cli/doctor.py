@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from scalablevit.cli.arguments import add_root
 from scalablevit.cli.documents import Diagnosis, FoundFact
 from scalablevit.cli.json_output import add_json, print_document, stdout_to_stderr
-from scalablevit.config.errors import UserError, mask_credentials
+from scalablevit.config.errors import UserError
 from scalablevit.config.root import platform_root, tracking_uri
 from scalablevit.text import format_table
+from scalablevit.tracking.connection import check_response, check_uri, mask, without_credentials
 
 if TYPE_CHECKING:
     from scalablevit.pipeline.node_checks import Finding
@@ -43,35 +44,31 @@ def run(options: argparse.Namespace) -> int:
     """
     with stdout_to_stderr(options.json):
         root = platform_root(options.root)
-        not_checked = []
-        if not os.environ.get("RAY_ADDRESS"):
-            not_checked.append("other nodes, their clocks, addresses, ports and shared folders, and the token: "
-                               "RAY_ADDRESS is not set")  # fmt: skip
-        if not ENTRY.is_file():
-            not_checked.append(f"the upload of a job: {ENTRY} is not in the current folder")
-        findings = [*_find_here(root, options.uri or tracking_uri(None, root)),
-                    *_find_on_nodes(root, options.storage)]  # fmt: skip
-        _print(findings, not_checked)
+        uri = options.uri or tracking_uri(None, root)
+        nodes = "other nodes, their clocks, addresses, ports and shared folders, and the token: RAY_ADDRESS is not set"
+        upload = f"the upload of a job: {ENTRY} is not in the current folder"
+        not_checked = (nodes,) * (not os.environ.get("RAY_ADDRESS")) + (upload,) * (not ENTRY.is_file())
+        facts = [_fact(finding, uri) for finding in (*_find_here(root, uri), *_find_on_nodes(root, options.storage))]
+        _print(facts, not_checked)
     if options.json:
-        print_document(Diagnosis(root=str(root), findings=tuple(map(_fact, findings)), not_checked=tuple(not_checked)))
-    return 2 if any(finding.level == "stops" for finding in findings) else 0
+        print_document(Diagnosis(root=str(root), findings=tuple(facts), not_checked=not_checked))
+    return 2 if any(fact.level == "stops" for fact in facts) else 0
 
 
 def _find_here(root: Path, uri: str) -> "Iterator[Finding]":
     """Yield what belongs to no node: the root's disk, MLflow, the upload."""
     from scalablevit.pipeline.node_checks import Finding, find_disk, find_upload
-    from scalablevit.tracking.connection import check_response, check_uri, without_credentials
     from scalablevit.training.ray_internals import upload_size
 
     disk = shutil.disk_usage(root)
     yield find_disk("--root", str(root), disk.free, disk.total)
-    shown, refused = without_credentials(uri), True
+    refused = True
     try:
         check_uri(uri)
         refused = False
-        yield Finding("tracking", shown, check_response(uri))
+        yield Finding("tracking", without_credentials(uri), check_response(uri))
     except UserError as error:
-        yield Finding("tracking", shown, "", error, stops=refused)  # a training does not wait for a server
+        yield Finding("tracking", without_credentials(uri), "", error, stops=refused)  # no training waits for a server
     if ENTRY.is_file():
         yield find_upload(str(Path.cwd()), *upload_size(Path.cwd()))
 
@@ -84,11 +81,10 @@ def _find_on_nodes(root: Path, storage: str | None) -> "Iterator[Finding]":
     from scalablevit.pipeline.node_checks import Finding, find_token
     from scalablevit.training.ray_internals import Node, alive_nodes
 
-    location = cluster.storage_location(storage, root)
-    if not os.environ.get("RAY_ADDRESS"):
+    location, address = cluster.storage_location(storage, root), os.environ.get("RAY_ADDRESS")
+    if not address:
         yield from cluster.find_on_nodes([Node("", cluster.local_resources(), "this machine")], [location])
         return
-    address = mask_credentials(os.environ["RAY_ADDRESS"])
     try:
         cluster.start_ray()
         nodes = alive_nodes()
@@ -97,11 +93,8 @@ def _find_on_nodes(root: Path, storage: str | None) -> "Iterator[Finding]":
         found = cluster.find_on_nodes(nodes, [location])
         yield from found
         if "://" not in location and not any(finding.what == "storage" and finding.problem for finding in found):
-            probe = cluster.make_probe(location)
-            try:
+            with cluster.probe_file(location) as probe:
                 cluster.refuse_unseen({str(probe): f"cluster.storage ({location})"})
-            finally:
-                probe.unlink()
             yield Finding("shared folders", address, location)
     except UserError as error:
         yield Finding("cluster", address, "", error)
@@ -109,20 +102,21 @@ def _find_on_nodes(root: Path, storage: str | None) -> "Iterator[Finding]":
         cluster.disconnect()
 
 
-def _print(findings: "Sequence[Finding]", not_checked: Sequence[str]) -> None:
-    """Print a line for each finding, and what was not looked at."""
+def _fact(finding: "Finding", uri: str) -> FoundFact:
+    """Return a finding as the document has it, without the secrets of MLflow's address and of the environment."""
+    problem = finding.problem or UserError("")
+    shown = {"what": finding.what, "where": finding.where, "value": finding.value, "problem": problem.what,
+             "fix": problem.fix}  # fmt: skip
+    return FoundFact(level=finding.level, **{name: mask(text, uri) for name, text in shown.items()})
+
+
+def _print(facts: Sequence[FoundFact], not_checked: Sequence[str]) -> None:
+    """Print a line for each fact, and what was not looked at."""
     rows = [("what", "where", "found", "what to do")]
-    for finding in findings:
-        advice = f"{finding.level}: {finding.problem.what}; {finding.problem.fix}" if finding.problem else ""
-        rows.append((finding.what, finding.where, finding.value, " ".join(advice.split())))
+    for fact in facts:
+        advice = f"{fact.level}: {fact.problem}; {fact.fix}" * bool(fact.problem)
+        rows.append((fact.what, fact.where, fact.value, " ".join(advice.split())))
     print(format_table(rows, rule=False))
     for line in not_checked:
         print(f"not looked at: {line}")
-    stops = sum(finding.level == "stops" for finding in findings)
-    print(f"\n{stops} of {len(findings)} would stop a training", flush=True)
-
-
-def _fact(finding: "Finding") -> FoundFact:
-    problem = finding.problem
-    return FoundFact(what=finding.what, where=finding.where, value=finding.value, level=finding.level,
-                     problem=problem.what if problem else "", fix=problem.fix if problem else "")  # fmt: skip
+    print(f"\n{sum(fact.level == 'stops' for fact in facts)} of {len(facts)} would stop a training", flush=True)

@@ -249,6 +249,8 @@ class Cluster(Section):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
+        if (self.storage or "").startswith("file:"):  # as an address it would not be tried whether all nodes see it
+            raise SectionError(f"storage is a folder, not {self.storage}", "write its path alone", "storage")
         if "://" in (self.storage or "") and set("@?#") & set(self.storage or ""):
             raise ValueError(
                 "storage must be an address without credentials or a query, since it is written into every run; "

@@ -6,8 +6,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -306,30 +306,30 @@ def _check_reach(
         UserError: names the folders and the nodes that do not see them.
     """
     wanted = dict(files)
-    probes: dict[str, Path] = {}
-    for resolved in stages:
-        stage, keys = resolved.stage, f"stage {resolved.name}: "
-        storage = storage_location(stage.cluster.storage, root)
-        if "://" not in storage:
-            probes[keys] = make_probe(storage)
-            wanted[str(probes[keys])] = f"{keys}cluster.storage ({storage})"
-        data = str(root / Path(stage.data.root).expanduser())
-        wanted[data] = f"{keys}data.root ({data})"
-        if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
-            wanted[resolved.init_weights.location] = f"{keys}model.init ({resolved.init_weights.location})"
-    try:
+    with ExitStack() as probes:
+        for resolved in stages:
+            stage, keys = resolved.stage, f"stage {resolved.name}: "
+            storage = storage_location(stage.cluster.storage, root)
+            if "://" not in storage:
+                probe = probes.enter_context(probe_file(storage))
+                wanted[str(probe)] = f"{keys}cluster.storage ({storage})"
+            data = str(root / Path(stage.data.root).expanduser())
+            wanted[data] = f"{keys}data.root ({data})"
+            if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
+                wanted[resolved.init_weights.location] = f"{keys}model.init ({resolved.init_weights.location})"
         refuse_unseen(wanted, node_ids)
-    finally:
-        for probe in probes.values():
-            probe.unlink()
 
 
-def make_probe(folder: str) -> Path:
-    """Return a new file in a folder of this machine, by which other nodes show whether they see the folder."""
+@contextmanager
+def probe_file(folder: str) -> Iterator[Path]:
+    """Yield a new file in a folder of this machine, by which other nodes show whether they see the folder."""
     probe = Path(folder, f".probe-{secrets.token_hex(8)}")
     probe.parent.mkdir(parents=True, exist_ok=True)
     probe.touch()
-    return probe
+    try:
+        yield probe
+    finally:
+        probe.unlink()
 
 
 def storage_location(given: str | None, root: Path) -> str:
@@ -340,18 +340,15 @@ def storage_location(given: str | None, root: Path) -> str:
 
 def _check_nodes(stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[Node]) -> None:
     """Refuse nodes that cannot train the stages, and print warnings; see `find_on_nodes`."""
-    findings = find_on_nodes(
-        nodes,
-        sorted({storage_location(resolved.stage.cluster.storage, root) for resolved in stages}),
-        [resolved.stage for resolved in stages],
-    )
+    storages = sorted({storage_location(resolved.stage.cluster.storage, root) for resolved in stages})
+    findings = find_on_nodes(nodes, storages, stages)
     for problem in node_checks.join_problems([finding for finding in findings if not finding.stops]):
         print(f"warning: {problem.where}: {problem.what}; {problem.fix}", flush=True)
     raise_all(node_checks.join_problems([finding for finding in findings if finding.stops]))
 
 
 def find_on_nodes(
-    nodes: Sequence[Node], storages: Sequence[str], stages: Sequence[Stage] | None = None
+    nodes: Sequence[Node], storages: Sequence[str], stages: Sequence[ResolvedStage] | None = None
 ) -> list[Finding]:
     """Return what is good and bad on each node, before it costs a training time.
 
@@ -392,16 +389,22 @@ def find_on_nodes(
         found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes if node.id in clocks]
     versions, connecting = node_checks.versions(), _connecting(nodes, stages)
     for node in nodes:
-        hosted = [stage for stage in stages or () if _workers_on(node.resources, _resources(stage)) >= 1]
+        hosted = [
+            (each, room) for each in stages or () if (room := _workers_on(node.resources, _resources(each.stage)))
+        ]
         if node.id not in answers or (stages and not hosted):
             continue
         facts = answers[node.id]
-        needed = None if stages is None else max(map(node_checks.shared_bytes, hosted), default=0)
+        shared = [(0, 0)] + [
+            node_checks.shared_bytes(each.stage, each.length.total, min(room, each.stage.cluster.workers))
+            for each, room in hosted
+        ]
+        needed = None if stages is None else (max(least for least, _ in shared), max(most for _, most in shared))
         found += [
             node_checks.find_versions(node, facts, versions),
             node_checks.find_gpus(node, facts),
             node_checks.find_shared_memory(node, facts, needed),
-            node_checks.find_disk(node.address, *facts.disk),
+            node_checks.find_disk(node, *facts.disk),
             *(node_checks.find_storage(node, location, *error) for location, error in facts.storage.items()),
         ]
         if node.id in connecting:
@@ -410,14 +413,14 @@ def find_on_nodes(
     return found
 
 
-def _connecting(nodes: Sequence[Node], stages: Sequence[Stage] | None) -> set[str]:
+def _connecting(nodes: Sequence[Node], stages: Sequence[ResolvedStage] | None) -> set[str]:
     """Return the ids of nodes whose workers connect to those of other machines; see `find_on_nodes`."""
     if len({node.address for node in nodes}) == 1:
         return set()
     if stages is None:
         return {node.id for node in nodes if node.resources.get("CPU")}
     ids: set[str] = set()
-    for stage in stages:
+    for stage in (resolved.stage for resolved in stages):
         room = {node.id: _workers_on(node.resources, _resources(stage)) for node in nodes}
         if stage.cluster.workers > max(room.values()):  # else Ray puts all on one node if it is free
             ids |= {node for node, workers in room.items() if workers}

@@ -14,9 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from scalablevit.config.data import CocoInstances, MaskPairs
 from scalablevit.config.errors import UserError
 from scalablevit.config.recipe import Stage
 from scalablevit.text import and_more
+from scalablevit.tracking.environment import installed_version
 from scalablevit.training.environment import interface_of
 from scalablevit.training.ray_internals import Node
 from scalablevit.training.storage import check_storage
@@ -102,18 +104,14 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name).partition("+")[0]  # builds for CPUs and GPUs may be mixed
+            found[name] = installed_version(name).partition("+")[0]  # builds for CPUs and GPUs may be mixed
     return found
 
 
 def driver_gpus() -> int:
     """Return the GPUs that NVIDIA's driver names on this machine, counted without loading Ray or torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:  # chosen by Slurm or a person, so nobody needs a warning
-        return 0
-    try:
-        return len(list(NVIDIA.iterdir()))
-    except OSError:
-        return 0
+    chosen = "CUDA_VISIBLE_DEVICES" in os.environ  # by Slurm or a person, so nobody needs a warning
+    return 0 if chosen or not NVIDIA.is_dir() else len(list(NVIDIA.iterdir()))
 
 
 def read_clock(_: Sequence[str]) -> float:
@@ -121,11 +119,22 @@ def read_clock(_: Sequence[str]) -> float:
     return time.time()
 
 
-def shared_bytes(stage: Stage) -> int:
-    """Return the bytes of shared memory that the loader processes of a worker fill with batches, at most."""
-    training, cluster = stage.training, stage.cluster
-    images = math.ceil(training.global_batch_size / cluster.workers / training.accumulation_steps)
-    return cluster.loader_workers * PREFETCHED * images * stage.data.training_pixels * 3
+def shared_bytes(stage: Stage, steps: int, workers: int) -> tuple[int, int]:
+    """Return the bytes of shared memory that batches of training images fill on a node, at least and at most.
+
+    At least one batch has to fit; how many are there at once depends on who is faster, loader processes or training.
+
+    Args:
+        stage: what is trained.
+        steps: its optimizer steps, beyond which no loader process reads ahead.
+        workers: that may be on the node.
+    """
+    training, cluster, data = stage.training, stage.cluster, stage.data
+    images = training.global_batch_size / cluster.workers / training.accumulation_steps
+    image = data.training_pixels * (4 if isinstance(data, MaskPairs) else 3)  # a mask has one byte a pixel
+    batches = min(cluster.loader_workers * PREFETCHED, steps * training.accumulation_steps)
+    known = batches > 0 and not isinstance(data, CocoInstances)  # whose pixels are at most so many
+    return math.floor(images) * image * known, math.ceil(images) * image * batches * workers
 
 
 def _interface() -> str:
@@ -158,34 +167,34 @@ def find_versions(node: Node, facts: NodeFacts, wanted: Mapping[str, str]) -> Fi
     missing = [f"no {name}" for name in PACKAGES if name not in facts.versions]
     others = [f"{name} {version} in place of {wanted[name]}" for name, version in facts.versions.items()
               if version != wanted.get(name, version)]  # fmt: skip
-    problem = _on(node, f"has {', '.join(missing or others)}", "install infra/requirements.lock on every node")
     value = ", ".join(f"{name} {facts.versions.get(name, 'none')}" for name in ("python", "ray", "torch"))
-    return Finding("versions", node.address, value, problem if missing or others else None, bool(missing))
+    return _find(node, "versions", value, f"has {', '.join(missing or others)}" if missing or others else "",
+                 "install infra/requirements.lock on every node", stops=bool(missing))  # fmt: skip
 
 
 def find_gpus(node: Node, facts: NodeFacts) -> Finding:
     """Return whether Ray gives out all GPUs of a node."""
     offered = node.resources.get("GPU", 0.0)
-    problem = _on(node, f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}",
-                  f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
-    return Finding("GPUs", node.address, f"{offered:g}", problem if offered < facts.gpus else None, stops=False)
+    problem = f"NVIDIA's driver names {facts.gpus} GPUs, of which Ray gives out {offered:g}"
+    return _find(node, "GPUs", f"{offered:g}", problem * (offered < facts.gpus),
+                 f"start Ray there with --num-gpus={facts.gpus} to use all")  # fmt: skip
 
 
-def find_shared_memory(node: Node, facts: NodeFacts, needed: int | None) -> Finding:
-    """Return whether a node has the shared memory for a worker's loader processes, in bytes; None: not known."""
-    value, stops = f"{_size(facts.shared_free)} free", (needed or 0) > facts.shared_free
-    takes = "" if needed is None else f"; the loader processes of a worker take up to {_size(needed)}"
-    problem = _on(node, f"{SHARED_MEMORY} has {value}{takes}", "give the container more (docker run --shm-size=8g; "
-                  "on Kubernetes an emptyDir of medium Memory), or set cluster.loader_workers=0")  # fmt: skip
-    is_bad = stops or (needed is None and facts.shared_free < LEAST_SHARED)
-    return Finding("shared memory", node.address, value, problem if is_bad else None, stops)
+def find_shared_memory(node: Node, facts: NodeFacts, needed: tuple[int, int] | None) -> Finding:
+    """Return whether a node has the shared memory for loader processes, as `shared_bytes` has it; None: not known."""
+    least, most = needed or (0, LEAST_SHARED)
+    value, free = f"{_size(facts.shared_free)} free", facts.shared_free
+    takes = f"; loader processes take up to {_size(most)}" if needed else ""
+    return _find(node, "shared memory", value, f"{SHARED_MEMORY} has {value}{takes}" * (most > free),
+                 "give the container more (docker run --shm-size=8g; on Kubernetes an emptyDir of medium Memory), or "
+                 "set cluster.loader_workers=0", stops=least > free)  # fmt: skip
 
 
-def find_disk(where: str, folder: str, free: int, total: int) -> Finding:
-    """Return whether the disk of a folder has room; sizes in bytes."""
+def find_disk(at: Node | str, folder: str, free: int, total: int) -> Finding:
+    """Return whether the disk of a folder, which belongs to a node or to something else, has room; sizes in bytes."""
     value = f"{folder}: {_size(free)} of {_size(total)} free"
-    problem = UserError(f"{value}, below {LEAST_DISK:.0%}", where=where, fix="make room, or take a folder elsewhere")
-    return Finding("disk", where, value, problem if free < LEAST_DISK * total else None, stops=False)
+    problem = f"{value}, below {LEAST_DISK:.0%}" * (free < LEAST_DISK * total)
+    return _find(at, "disk", value, problem, "make room, or take a folder elsewhere")
 
 
 def find_storage(node: Node | None, location: str, what: str, fix: str) -> Finding:
@@ -197,12 +206,11 @@ def find_storage(node: Node | None, location: str, what: str, fix: str) -> Findi
 
 def find_interface(node: Node, facts: NodeFacts) -> Finding:
     """Return whether workers of other nodes can reach those of a node by its address in the cluster."""
-    problem = _on(node, "no network interface of it has that address, so its workers are reached by the address that "
-                  "its host name resolves to, if at all",
-                  "start Ray there with --node-ip-address=<an address of an interface>, or with GLOO_SOCKET_IFNAME and "
-                  "NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
-    value = facts.interface or "none"
-    return Finding("interface", node.address, value, None if facts.interface else problem, stops=False)
+    problem = ("no network interface of it has that address, so its workers are reached by the address that its host "
+               "name resolves to, if at all")  # fmt: skip
+    return _find(node, "interface", facts.interface or "none", problem * (not facts.interface),
+                 "start Ray there with --node-ip-address=<an address of an interface>, or with GLOO_SOCKET_IFNAME and "
+                 "NCCL_SOCKET_IFNAME set to the interface to use")  # fmt: skip
 
 
 def find_ports(node: Node, facts: NodeFacts, *, stops: bool) -> Finding:
@@ -210,33 +218,32 @@ def find_ports(node: Node, facts: NodeFacts, *, stops: bool) -> Finding:
 
     It stops a training where workers are on the driver's node, too; else it says little about the others.
     """
-    problem = _on(node, f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}",
-                  "let nodes connect to one another on all ports from 1024 on")  # fmt: skip
-    return Finding("ports", node.address, facts.unreached or "open", problem if facts.unreached else None, stops)
+    problem = f"cannot connect to the driver's node on a port that the system chose: {facts.unreached}"
+    return _find(node, "ports", facts.unreached or "open", problem * bool(facts.unreached),
+                 "let nodes connect to one another on all ports from 1024 on", stops=stops)  # fmt: skip
 
 
 def find_clock(node: Node, before: float, clock: float, after: float) -> Finding:
     """Return whether a node's clock, read between two looks at the driver's, goes with it; seconds since the epoch."""
     skew = max(clock - after, 0.0) - max(before - clock, 0.0)  # at least
-    direction = "ahead of" if skew > 0 else "behind"
-    problem = _on(node, f"its clock is {abs(skew):.0f} s {direction} this machine's",
-                  "set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
-    return Finding("clock", node.address, f"{skew:+.1f} s", problem if abs(skew) > MOST_SKEW_S else None, stops=False)
+    problem = f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    return _find(node, "clock", f"{skew:+.1f} s", problem * (abs(skew) > MOST_SKEW_S),
+                 "set all by NTP: times in metrics are wrong, and object stores refuse it")  # fmt: skip
 
 
 def find_token(address: str, mode: str) -> Finding:
     """Return whether a cluster (`<host>:<port>`) wants a token of its users, by the value of RAY_AUTH_MODE."""
-    problem = UserError("everyone who reaches it can run programs on it", where=f"cluster {address}",
-                        fix="start all nodes with RAY_AUTH_MODE=token, and close Ray's ports to others")  # fmt: skip
-    is_bad = mode != "token" and not address.startswith(("127.", "localhost:", "[::1]"))
-    return Finding("token", address, mode or "none", problem if is_bad else None, stops=False)
+    is_open = mode != "token" and not address.startswith(("127.", "localhost:", "[::1]"))
+    problem = "everyone who reaches it can run programs on it" * is_open
+    fix = "start all nodes with RAY_AUTH_MODE=token, and close Ray's ports to others"
+    return _find(f"cluster {address}", "token", mode or "none", problem, fix)
 
 
 def find_upload(folder: str, size: int, limit: int) -> Finding:
     """Return whether Ray takes the upload of a job: bytes before compression, and the most of them after it."""
-    problem = UserError(f"a job uploads {_size(size)}, and Ray takes at most {_size(limit)}, compressed", where=folder,
-                        fix="move data and runs out of the folder, or name them in its .rayignore")  # fmt: skip
-    return Finding("upload", folder, _size(size), problem if size > limit // 2 else None, size > 2 * limit)
+    problem = f"a job uploads {_size(size)}, and Ray takes at most {_size(limit)}, compressed" * (size > limit // 2)
+    fix = "move data and runs out of the folder, or name them in its .rayignore"
+    return _find(folder, "upload", _size(size), problem, fix, stops=size > 2 * limit)
 
 
 def join_problems(findings: Sequence[Finding]) -> list[UserError]:
@@ -248,8 +255,10 @@ def join_problems(findings: Sequence[Finding]) -> list[UserError]:
             for (what, fix), where in places.items()]  # fmt: skip
 
 
-def _on(node: Node, what: str, fix: str) -> UserError:
-    return UserError(what, where=f"node {node.address}", fix=fix)
+def _find(at: Node | str, what: str, value: str, problem: str, fix: str, *, stops: bool = False) -> Finding:
+    """Return a finding about a node, or about what else it belongs to; an empty problem: it is good."""
+    where, place = (at.address, f"node {at.address}") if isinstance(at, Node) else (at, at)
+    return Finding(what, where, value, UserError(problem, where=place, fix=fix) if problem else None, stops)
 
 
 def _size(size: int) -> str:

@@ -12,7 +12,7 @@ from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import package_sums
 from scalablevit.io import write_file
 from scalablevit.runs.result import without_secrets
-from scalablevit.tracking.environment import code_digest
+from scalablevit.tracking.environment import code_digest, installed_version
 
 FOLDER = Path("cache", "model_facts")
 """Below the platform's root: a file for each stage, named by all that the facts depend on."""
@@ -64,6 +64,6 @@ def _key(stage: Stage, classes: Sequence[str], further: Sequence[str | bool]) ->
 def _version(name: str) -> str:
     """Return an installed version; empty where the distribution is not installed."""
     try:
-        return metadata.version(name)
+        return installed_version(name)
     except metadata.PackageNotFoundError:
         return ""

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
@@ -10,7 +11,8 @@ from scalablevit.config.packages import package_files, package_sum
 
 GIT_TIMEOUT_S = 10
 """Longest run of a git command in seconds."""
-
+UNKNOWN = "unknown"
+"""In place of a version that damaged metadata does not say."""
 SHIPPED = ("recipes", "tune_spaces")
 """Folders of the package without code: links in a checkout, copies in an upload or an installed package."""
 
@@ -42,6 +44,8 @@ class Environment(TypedDict):
     code: CodeVersion
     packages: dict[str, str]
     """Version by name, sorted."""
+    damaged_packages: int
+    """Number of installed packages whose metadata says no name or version."""
 
 
 def code_files(package: Path) -> list[Path]:
@@ -79,13 +83,25 @@ def git_version(package: Path) -> GitVersion | None:
     return None if commit is None or changes is None else {"commit": commit, "modified": bool(changes)}
 
 
+def installed_version(name: str) -> str:
+    """Return the version of an installed distribution; `unknown` where its metadata is damaged.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it is not installed.
+    """
+    try:
+        return metadata.version(name) or UNKNOWN
+    except (OSError, KeyError, ValueError):  # no file, no version, no text
+        return UNKNOWN
+
+
 def pin_requirements(distributions: list[str]) -> list[str]:
-    """Return `name==version` of each installed distribution, as for a requirements file.
+    """Return `name==version` of each installed distribution, as for a requirements file; a name alone if it is unknown.
 
     Raises:
         importlib.metadata.PackageNotFoundError: a distribution is not installed.
     """
-    return [f"{name}=={metadata.version(name)}" for name in distributions]
+    return [f"{name}=={installed_version(name)}".removesuffix(f"=={UNKNOWN}") for name in distributions]
 
 
 def environment_info(package: Path) -> Environment:
@@ -94,10 +110,20 @@ def environment_info(package: Path) -> Environment:
     Args:
         package: folder of our package.
     """
-    versions = {installed.metadata["Name"]: installed.version for installed in metadata.distributions()}
+    versions: dict[str, str] = {}
+    damaged = 0
+    for installed in metadata.distributions():
+        name = version = None
+        with suppress(OSError, KeyError, ValueError):  # as in `installed_version`
+            name, version = installed.metadata["Name"], installed.version
+        if name and version:
+            versions.setdefault(name, version)  # of two, Python imports the first
+        else:
+            damaged += 1
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "code": {"path": str(package), "digest": code_digest(package), "git": git_version(package)},
         "packages": dict(sorted(versions.items(), key=lambda item: item[0].lower())),
+        "damaged_packages": damaged,
     }

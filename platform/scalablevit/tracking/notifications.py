@@ -1,5 +1,6 @@
 """Notifies people of the events that a recipe names: records in outboxes of their own, which nothing waits for."""
 
+import html
 import json
 import math
 import os
@@ -20,16 +21,16 @@ from scalablevit.config.recipe import Event, Stage
 from scalablevit.run_files import NOTIFICATIONS, RECORDS
 from scalablevit.tracking.connection import Away, Refused, format_error
 from scalablevit.tracking.mlflow_writer import Refusal
-from scalablevit.tracking.notify_settings import VARIABLE, NotifySettings, load_settings
+from scalablevit.tracking.notify_settings import CHANNELS, VARIABLE, NotifySettings, load_settings
 from scalablevit.tracking.outbox import Line, Outbox, now_ms
 from scalablevit.tracking.records import NotificationRecord, UnreadLine
 from scalablevit.tracking.sync import UNCLEAR_TRIES, OrderedSync
 from scalablevit.tracking.webhook import post
 
-CHANNELS = ("webhook", "command")
-"""The channels to people, which are settings; each has an outbox of its name, so that none waits for the other."""
 COMMAND_S = 10.0
 """Longest time in seconds that the command may take."""
+COMMAND_VARIABLES = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
+"""What the command gets of the environment: all else may be a secret."""
 DRAIN_S = 10.0
 """Longest wait in seconds, when all work is done, for the last notifications to be sent; later ones wait on disk."""
 OLDEST_MS = 7 * 24 * 3600 * 1000
@@ -52,15 +53,9 @@ class Notifier:
     """The run's folder, or the registry; without credentials."""
 
     def record(
-        self,
-        event: Event,
-        metric: str | None = None,
-        value: float | None = None,
-        *,
-        model: str | None = None,
-        version: int | None = None,
-        uid: str = "",
-    ) -> None:
+        self, event: Event, metric: str | None = None, value: float | None = None, *,
+        model: str | None = None, version: int | None = None, uid: str = "",
+    ) -> None:  # fmt: skip
         """Record an event; for `metric` to `version` see `NotificationRecord`.
 
         Args:
@@ -76,10 +71,9 @@ class Notifier:
             where = f"{socket.gethostname()}: {self.place}"
             record = NotificationRecord(uid or uuid.uuid4().hex, now_ms(), event, self.run, self.stage, where,
                                         metric, finite, model, version)  # fmt: skip
-            for channel in CHANNELS:
-                if getattr(settings, channel):
-                    with closing(Outbox(self.root / NOTIFICATIONS / channel)) as outbox:
-                        outbox.notification(record)
+            for channel in settings.channels():
+                with closing(Outbox(self.root / NOTIFICATIONS / channel)) as outbox:
+                    outbox.notification(record)
         except Exception as error:  # no run ends because nobody heard of it
             why = format_error(error, "")
             print(f"{self.run}: nobody is notified of {event!r}: {why}", file=sys.stderr, flush=True)
@@ -106,9 +100,7 @@ def format_body(record: NotificationRecord, format_: str) -> bytes:
     """Return what is posted, in one of `notify_settings.FORMATS`."""
     text = format_text(record)
     if format_ == "slack":  # escaped, else a name could address a channel
-        for char, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-            text = text.replace(char, escaped)
-        return json.dumps({"text": text, "mrkdwn": False}).encode()
+        return json.dumps({"text": html.escape(text, quote=False), "mrkdwn": False}).encode()
     if format_ == "teams":  # a text run is shown as it is, where a text block would read Markdown
         lines = [{"type": "RichTextBlock", "inlines": [{"type": "TextRun", "text": text}]}]
         card = {"type": "AdaptiveCard", "version": "1.2", "body": lines}
@@ -138,7 +130,7 @@ class NotificationSync(OrderedSync):
         if now_ms() - record.time_ms > OLDEST_MS:
             return [Refusal(record, "it has waited for more than seven days")]
         settings = self._settings
-        if not getattr(settings, self._channel):
+        if self._channel not in settings.channels():
             raise Away(f"{VARIABLE}{self._channel.upper()} is not set")
         if self._channel == "command":  # it may have done half of its work, so it is not tried for ever
             why = run_command(settings.command, format_json(record))
@@ -156,18 +148,20 @@ class NotificationSync(OrderedSync):
 
 def run_command(command: Sequence[str], message: bytes) -> str:
     """Run a command without a shell, for `COMMAND_S` at most, with a message on stdin; return why it failed, or ""."""
+    environment = {name: value for name, value in os.environ.items() if name in COMMAND_VARIABLES}
     try:  # its output is dropped, since it may show secrets
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   cwd="/", env=environment, start_new_session=True)  # fmt: skip
     except OSError as error:
         return f"it cannot be started: {error.strerror}"
     try:
         process.communicate(message, COMMAND_S)
     except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        process.wait()
         return f"it took more than {COMMAND_S:g} s and was killed"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started; nobody has waited for it, so it is there
+            process.wait()
     return f"it ended with exit code {process.returncode}" if process.returncode else ""
 
 
@@ -196,14 +190,13 @@ def sending_notifications(root: Path, stages: Iterable[Stage]) -> Iterator[None]
     """
     settings = load_settings() if any(stage.tracking.notify for stage in stages) else NotifySettings()
     syncs: list[NotificationSync] = []
-    for channel in (channel for channel in CHANNELS if getattr(settings, channel)):
+    for channel in settings.channels():
         try:
             Outbox(root / NOTIFICATIONS / channel).close()  # a file to read
-        except OSError as error:
-            print(f"nobody is notified by {channel}: {error}", file=sys.stderr, flush=True)
-        else:
             syncs.append(NotificationSync(root, channel, settings))
             syncs[-1].start()
+        except OSError as error:
+            print(f"nobody is notified by {channel}: {error}", file=sys.stderr, flush=True)
     try:
         yield
     finally:

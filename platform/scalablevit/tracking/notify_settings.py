@@ -14,13 +14,15 @@ from scalablevit.config.root import refuse_session_folder
 
 VARIABLE = "SCALABLEVIT_NOTIFY_"
 """Begins the names of the environment variables."""
+CHANNELS = ("webhook", "command")
+"""The channels to people, which are settings; each has an outbox of its name, so that none waits for the other."""
 FORMATS = ("json", "slack", "teams")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that http:// may name; the address that they lead to is checked, too, when it is called."""
 SHORTEST_KEY = 16
 """Fewest bytes of the key that messages are signed with."""
-_KEYS = ("webhook", "secret", "format", "allow_http", "command")
-"""Of the file; in capitals, the ends of the variables' names."""
+_DEFAULTS = {"webhook": "", "secret": "", "format": "json", "allow_http": "0", "command": ""}
+"""By the keys of the file; in capitals, they end the variables' names."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class NotifySettings:
     command: tuple[str, ...] = field(default=(), repr=False)
     """Program, by its absolute path, and its arguments; empty: none."""
 
+    def channels(self) -> list[str]:
+        """Return those of `CHANNELS` that are set."""
+        return [channel for channel in CHANNELS if getattr(self, channel)]
+
     def __str__(self) -> str:
         """Return whom notifications go to, in words."""
         webhook = f"the webhook ({self.format}, {'signed' if self.key else 'not signed'})"
@@ -51,22 +57,34 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> NotifySettings
     Raises:
         UserError: a setting is of no use; values that may be secrets are not shown.
     """
-    given = _read_file(environment.get(f"{VARIABLE}FILE", ""))
-    given |= {key: value for key in _KEYS if (value := environment.get(VARIABLE + key.upper()))}
-    webhook, secret = given.get("webhook", ""), given.get("secret", "")
-    chosen, allow_http = given.get("format", "json"), given.get("allow_http", "0")
-    if chosen not in FORMATS:
-        raise _mistake("format", f"{chosen!r} is no format", f"write one of: {', '.join(FORMATS)}")
-    if allow_http not in ("0", "1"):
-        raise _mistake("allow_http", f"{allow_http!r} is neither 0 nor 1", "write 1 to allow http://")
-    if webhook and not _is_address(webhook, allow_http == "1"):
-        raise _mistake("webhook", "what it holds is no https:// address (it is not shown: it may be a secret)",
-                       "write https://<host>/<path>, without user and password; http:// is for 127.0.0.1, or needs "
-                       f"{VARIABLE}ALLOW_HTTP=1")  # fmt: skip
-    if webhook and chosen == "json" and not secret:
-        raise _mistake("secret", "not set, and what is posted as json is signed with it",
-                       "set it here and at the receiver, to what openssl rand -base64 32 prints")  # fmt: skip
-    return NotifySettings(webhook, _key(secret), chosen, allow_http == "1", _words(given.get("command", "")))
+    given = {**_DEFAULTS, **_read_file(environment.get(f"{VARIABLE}FILE", ""))}
+    given |= {key: value for key in given if (value := environment.get(VARIABLE + key.upper()))}
+    webhook, secret, chosen, http, command = given.values()
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise _mistake("command", f"not readable as a command: {error}", "quote it as for a shell") from None
+    for usable, name, what, fix in (
+        (chosen in FORMATS, "format", f"{chosen!r} is no format", f"write one of: {', '.join(FORMATS)}"),
+        (http in ("0", "1"), "allow_http", f"{http!r} is neither 0 nor 1", "write 1 to allow http://"),
+        (not webhook or _is_address(webhook, http == "1"), "webhook",
+         "what it holds is no https:// address (it is not shown: it may be a secret)",
+         "write https://<host>/<path>, without user and password; http:// is for 127.0.0.1, or needs "
+         f"{VARIABLE}ALLOW_HTTP=1"),
+        (not secret or len(key) >= SHORTEST_KEY, "secret", f"it is not base64 of {SHORTEST_KEY} bytes or more",
+         "openssl rand -base64 32"),
+        (secret or not webhook or chosen != "json", "secret", "not set, and what is posted as json is signed with it",
+         "set it here and at the receiver, to what openssl rand -base64 32 prints"),
+        (not words or Path(words[0]).is_absolute(), "command", "its program is not named by an absolute path",
+         "write the whole path of a program outside what is uploaded; no shell starts it"),
+    ):  # fmt: skip
+        if not usable:
+            raise _mistake(name, what, fix)
+    return NotifySettings(webhook, key, chosen, http == "1", words)
 
 
 def _mistake(key: str, what: str, fix: str) -> UserError:
@@ -83,8 +101,12 @@ def _read_file(file: str) -> dict[str, str]:
         given = json.loads(Path(file).read_bytes())
     except (OSError, ValueError) as error:  # its text may show a line
         raise _mistake("file", f"{file} is not readable as JSON: {type(error).__name__}", "write it again") from None
-    if not isinstance(given, dict) or set(given) - set(_KEYS) or not all(isinstance(v, str) for v in given.values()):
-        raise _mistake("file", f"{file} holds no object of texts", f"its keys are {', '.join(_KEYS)}")
+    if (
+        not isinstance(given, dict)
+        or set(given) - set(_DEFAULTS)
+        or not all(isinstance(v, str) for v in given.values())
+    ):
+        raise _mistake("file", f"{file} holds no object of texts", f"its keys are {', '.join(_DEFAULTS)}")
     return given
 
 
@@ -96,24 +118,3 @@ def _is_address(text: str, allow_http: bool) -> bool:
         return False
     http = url.scheme == "http" and (allow_http or url.hostname in LOOPBACK)
     return usable and (http or url.scheme == "https") and text.isascii() and text.isprintable() and " " not in text
-
-
-def _key(secret: str) -> bytes:
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        key = b""
-    if secret and len(key) < SHORTEST_KEY:
-        raise _mistake("secret", f"it is not base64 of {SHORTEST_KEY} bytes or more", "openssl rand -base64 32")
-    return key
-
-
-def _words(command: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as error:
-        raise _mistake("command", f"not readable as a command: {error}", "quote it as for a shell") from None
-    if words and not Path(words[0]).is_absolute():
-        raise _mistake("command", "its program is not named by an absolute path",
-                       "write the whole path of a program outside what is uploaded; no shell starts it")  # fmt: skip
-    return words

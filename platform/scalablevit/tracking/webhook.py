@@ -1,4 +1,4 @@
-"""Posts a signed message to an address that the operator chose: no redirect, no proxy, no link-local address."""
+"""Posts a signed message to an address that the operator chose: no redirect, no proxy, no metadata of clouds."""
 
 import base64
 import hmac
@@ -6,6 +6,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -13,6 +14,14 @@ from scalablevit.tracking.connection import NO_SUCH_PAGE, TRY_AGAIN, Away, Refus
 
 TIMEOUT_S = 10.0
 """Longest wait in seconds for a connection, and for each part of the response."""
+LONGEST_S = 30.0
+"""Longest time in seconds of a request, whatever comes in however small parts."""
+TRANSLATED = tuple(map(ipaddress.ip_network, ("::ffff:0:0/96", "64:ff9b::/96")))
+"""IPv6 addresses that end with an IPv4 address, to which a system or a gateway may lead."""
+NEVER_CALLED = tuple(map(ipaddress.ip_network, (
+    "169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "100.100.100.200", "168.63.129.16", "192.0.0.192",
+)))  # fmt: skip
+"""Link-local addresses, and where AWS, Google, Alibaba, Azure and Oracle have metadata and credentials elsewhere."""
 
 
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
@@ -62,15 +71,19 @@ def _request(address: str, headers: dict[str, str], body: bytes, allow_http: boo
     url = urlsplit(address)
     tls, host = url.scheme == "https", url.hostname or ""
     port = url.port or (443 if tls else 80)
-    opened = _connect(host, port, loopback_only=not tls and not allow_http)
     connection = (http.client.HTTPSConnection if tls else http.client.HTTPConnection)(host, port)
-    # a connection that has a socket opens no other, by a second look-up that might lead elsewhere
-    connection.sock = ssl.create_default_context().wrap_socket(opened, server_hostname=host) if tls else opened
-    try:
-        connection.request("POST", (url.path or "/") + f"?{url.query}" * bool(url.query), body, headers)
-        return connection.getresponse().status
-    finally:
-        connection.close()
+    with _connect(host, port, loopback_only=not tls and not allow_http) as opened, opened.dup() as same:
+        limit = threading.Timer(LONGEST_S, same.shutdown, [socket.SHUT_RDWR])
+        limit.daemon = True  # no process waits for it
+        limit.start()
+        try:
+            # a connection that has a socket opens no other, by a second look-up that might lead elsewhere
+            connection.sock = ssl.create_default_context().wrap_socket(opened, server_hostname=host) if tls else opened
+            connection.request("POST", (url.path or "/") + f"?{url.query}" * bool(url.query), body, headers)
+            return connection.getresponse().status
+        finally:
+            limit.cancel()
+            connection.close()
 
 
 def _connect(host: str, port: int, *, loopback_only: bool) -> socket.socket:
@@ -96,9 +109,9 @@ def _connect(host: str, port: int, *, loopback_only: bool) -> socket.socket:
 
 def _check_address(text: str, loopback_only: bool) -> None:
     address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address
-    if address.is_link_local:
-        raise Away("its host is at a link-local address, where clouds keep credentials; such are never called")
+    if any(address in network for network in TRANSLATED):
+        address = ipaddress.IPv4Address(int(address) % 2**32)
+    if any(address in network for network in NEVER_CALLED):
+        raise Away("its host is at a link-local or metadata address, where clouds keep credentials, and is not called")
     if loopback_only and not address.is_loopback:
         raise Away("http:// is for this machine alone: use https://, or allow http (allow_http)")

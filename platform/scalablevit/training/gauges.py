@@ -1,19 +1,20 @@
-"""A run's gauges for Prometheus: a thread of Ray Train's controller reads the run's files; Ray exports what it finds.
+"""A run's gauges for Prometheus: threads of Ray Train's controller read the run's files; Ray exports what they find.
 
-No step and no report waits for it.
+No step and no report waits for them, and no gauge for a file system that hangs.
 """
 
 import copy
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from pyarrow.fs import FileSelector
 from ray.util.metrics import Gauge
 
-from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, MANIFEST, RECORDS
+from scalablevit.run_files import ATTEMPTS, CHECKPOINTS, MANIFEST, RECORDS, SENT
 from scalablevit.tracking.outbox import outbox_of, read_lines
 from scalablevit.tracking.records import MetricsRecord
 from scalablevit.tracking.sync_progress import load_progress
@@ -35,14 +36,24 @@ GAUGES = {
 }
 """Description of each gauge by its name, before which Ray puts `ray_`.
 
-Gauges only: a counter would begin again with each controller. One whose value is not known, or not finite, is absent.
+Gauges only: a counter would begin again with each controller. One whose value is not known, too old, or not finite is
+absent.
 """
 VALIDATION = "scalablevit_validation_metric"
+
+AGE = "_age_seconds"
+"""Ends the names of gauges whose values are known as times, seconds since the epoch, from which the ages go on."""
+REPORT_AGE = f"scalablevit_report{AGE}"
 
 REFRESH_S = 5.0
 """Seconds between two refreshes: Ray exports every 10 s, and forgets a gauge that was not set since."""
 LIST_S = 30.0
 """Seconds between two listings of checkpoints in run storage."""
+STALE_S = 120.0
+"""Seconds without a reading after which what it gave is no longer exported."""
+
+Reading = Callable[[], dict[str, float]]
+"""Reads one thing, and returns the values of its gauges by name."""
 
 
 class GaugesCallback(ControllerCallback):
@@ -59,23 +70,31 @@ class GaugesCallback(ControllerCallback):
         self._ended = False
 
     def after_controller_start(self, train_run_context: object) -> None:
-        """Start the thread; Ray calls this before it asks for workers."""
+        """Start the threads; Ray calls this before it asks for workers."""
         threading.Thread(target=self._export, name="gauges", daemon=True).start()
 
     async def before_controller_shutdown(self) -> None:
-        """End the thread: a controller's process may outlive its training."""
+        """End the threads: a controller's process may outlive its training."""
         self._ended = True
 
     def _export(self) -> None:
         reader = copy.deepcopy(self._reader)  # Ray may pickle this object at any time, and whatever it holds
+        for reading, pause_s in reader.readings().items():  # apart, so that a file system that hangs holds up no other
+            thread = threading.Thread(target=self._repeat, args=(reader, reading, pause_s), name="reader", daemon=True)
+            thread.start()
         gauges = {}
         for name, text in GAUGES.items():
             labels = self._labels | ({"metric": reader.metric} if name == VALIDATION else {})
             gauges[name] = Gauge(name, text, tuple(labels)).set_default_tags(labels)
         while not self._ended:
-            for name, value in reader.read().items():
+            for name, value in reader.values().items():
                 gauges[name].set(value)
             time.sleep(REFRESH_S)
+
+    def _repeat(self, reader: "GaugeReader", reading: Reading, pause_s: float) -> None:
+        while not self._ended:
+            reader.read(reading)
+            time.sleep(pause_s)
 
 
 class GaugeReader:
@@ -102,58 +121,72 @@ class GaugeReader:
             "train/loss": "scalablevit_loss",
             metric: VALIDATION,
         }
-        self._values: dict[str, float] = {"scalablevit_restarts": 0.0}
+        self._read: dict[Reading, tuple[float, dict[str, float]]] = {}
+        self._steps: dict[str, float] = {}
         self._offset = (self._outbox / RECORDS).stat().st_size
+        self._restarts = 0
         self._attempts_offset = 0
         self._last_event: Event | None = None
         self._reported = time.time()
-        self._written: float | None = None
-        self._list_at = 0.0
 
-    def read(self) -> dict[str, float]:
-        """Return the finite values that are known, by name of the gauge; a file that cannot be read changes none."""
-        for update in (self._read_records, self._read_attempts, self._read_unsent, self._list_checkpoints):
-            with suppress(OSError, ValueError):  # read again the next time
-                update()
-        self._values["scalablevit_report_age_seconds"] = max(0.0, time.time() - self._reported)
-        if self._written is not None:
-            self._values["scalablevit_checkpoint_age_seconds"] = max(0.0, time.time() - self._written)
-        return {name: value for name, value in self._values.items() if math.isfinite(value)}
+    def readings(self) -> dict[Reading, float]:
+        """Return what there is to read, with the seconds to pause between two of them."""
+        local = dict.fromkeys((self._read_records, self._read_attempts, self._read_unsent), REFRESH_S)
+        return {**local, self._list_checkpoints: LIST_S}
 
-    def _read_records(self) -> None:
+    def read(self, reading: Reading) -> None:
+        """Read one of `readings`, which may take as long as its file system does; one that fails changes nothing."""
+        with suppress(OSError, ValueError):  # read again the next time
+            values = dict(reading())
+            self._read[reading] = (time.monotonic(), values)
+
+    def values(self) -> dict[str, float]:
+        """Return the finite values that are known, by name of the gauge, without those read long ago; reads no file.
+
+        The age of the last report goes on whatever can be read.
+        """
+        now, known = time.monotonic(), {REPORT_AGE: self._reported}
+        for at, values in list(self._read.values()):
+            if now - at <= STALE_S:
+                known |= values
+        now = time.time()
+        ages = {name: max(0.0, now - since) for name, since in known.items() if name.endswith(AGE)}
+        return {name: value for name, value in (known | ages).items() if math.isfinite(value)}
+
+    def _read_records(self) -> dict[str, float]:
         for line in read_lines(self._outbox, self._offset):
             self._offset = line.end
             record = line.record
             if not isinstance(record, MetricsRecord) or record.uid != self._uid:
                 continue
             self._reported = max(self._reported, record.time_ms / 1000)
-            self._values["scalablevit_step"] = record.step
+            self._steps["scalablevit_step"] = record.step
             for metric, value in record.metrics.items():
                 if metric in self._names:
-                    self._values[self._names[metric]] = float(value)
+                    self._steps[self._names[metric]] = float(value)
             if rate := float(record.metrics.get("train/images_per_s", 0.0)):
-                self._values["scalablevit_step_seconds"] = self._global_batch_size / rate
+                self._steps["scalablevit_step_seconds"] = self._global_batch_size / rate
+        return self._steps
 
-    def _read_attempts(self) -> None:
+    def _read_attempts(self) -> dict[str, float]:
         events, self._attempts_offset = read_attempts(self._attempts, self._attempts_offset)
         for event in events:
             # workers that leave in time, or whose controller is lost, are not recorded as lost
             replaced = isinstance(event, StartupTimings) and isinstance(self._last_event, StartupTimings)
-            self._values["scalablevit_restarts"] += replaced or isinstance(event, Lost)
+            self._restarts += replaced or isinstance(event, Lost)
             self._last_event = event
+        return {"scalablevit_restarts": self._restarts}
 
-    def _read_unsent(self) -> None:
+    def _read_unsent(self) -> dict[str, float]:
         sent = load_progress(self._outbox)
+        if sent is None and (self._outbox / SENT).exists():
+            raise ValueError("how far it was sent cannot be read")
         unsent = (line.record for line in read_lines(self._outbox, sent.offset if sent else 0))
-        oldest = next((record.time_ms / 1000 for record in unsent if record is not None), None)
-        age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
-        self._values["scalablevit_outbox_age_seconds"] = age
+        oldest = next((record.time_ms / 1000 for record in unsent if record is not None), math.inf)
+        return {f"scalablevit_outbox{AGE}": oldest}
 
-    def _list_checkpoints(self) -> None:
-        if time.monotonic() < self._list_at:
-            return
-        self._list_at = time.monotonic() + LIST_S
+    def _list_checkpoints(self) -> dict[str, float]:
         filesystem, folder = open_filesystem(self._run_folder)
         files = filesystem.get_file_info(FileSelector(f"{folder}/{CHECKPOINTS}", allow_not_found=True, recursive=True))
-        manifests = (file.mtime_ns / 1e9 for file in files if file.base_name == MANIFEST and file.mtime_ns)
-        self._written = max(manifests, default=None)
+        manifests = [file.mtime_ns / 1e9 for file in files if file.base_name == MANIFEST and file.mtime_ns]
+        return {f"scalablevit_checkpoint{AGE}": max(manifests)} if manifests else {}
