@@ -26,6 +26,7 @@ from scalablevit.training.ray_internals import (
     placement_group_of,
     remove_orphans,
     set_defaults,
+    without_datasets,
 )
 from scalablevit.training.worker_result import WorkerResult
 
@@ -133,7 +134,7 @@ def _trainer(
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    return keep_sigint_handler(trainer)
+    return without_datasets(keep_sigint_handler(trainer))
 
 
 class _NodeInterface(WorkerGroupCallback):

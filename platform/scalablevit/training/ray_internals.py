@@ -41,6 +41,7 @@ __all__ = [
     "remove_orphans",
     "set_defaults",
     "upload_size",
+    "without_datasets",
 ]
 
 _CLASSES = {
@@ -188,6 +189,21 @@ def keep_sigint_handler(trainer: "TorchTrainer") -> "TorchTrainer":
     Ctrl-C. Missing: a setting; Ray sets the handler whenever `fit` runs in the main thread.
     """
     trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # noqa: SLF001
+    return trainer
+
+
+def without_datasets(trainer: "TorchTrainer") -> "TorchTrainer":
+    """Make `trainer.fit()` start no process for Ray Data, and return the trainer; it must have no data sets.
+
+    Ray starts that process, with Ray Data in it, for each group of workers, and makes each worker import Ray Data.
+    Missing: a setting; Ray adds its callback for data sets whenever `fit` runs.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    create = trainer._create_default_callbacks  # type: ignore[attr-defined]  # noqa: SLF001
+    trainer._create_default_callbacks = lambda: [  # type: ignore[attr-defined]  # noqa: SLF001
+        callback for callback in create() if not isinstance(callback, DatasetsCallback)
+    ]
     return trainer
 
 
