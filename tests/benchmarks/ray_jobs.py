@@ -1,4 +1,5 @@
-"""What Ray costs a training: its steps beside bare torchrun, one worker beside two, and the time to its first step."""
+"""What Ray costs a training: its steps beside bare torchrun, one worker beside two, the time to its first step, and the
+meetings of many workers."""
 
 import argparse
 import json
@@ -17,6 +18,7 @@ from benchmarks.toy_stage import BATCH, recipe, stage_of, write_pictures
 
 from scalablevit.run_files import ATTEMPTS
 from scalablevit.training.attempt_events import StartupTimings, read_attempts
+from scalablevit.training.pace import pace_of
 
 HERE = Path(__file__).parent
 WORKERS = 2
@@ -24,6 +26,9 @@ LIMIT_S = 400.0
 """Longest time of one training or start; on a very busy machine a start alone takes minutes."""
 PARTS = ("driver", "Ray", "imports", "data", "model", "first step")
 """Of a start. The driver: its imports, the recipe's checks, connecting. Ray: from handing over to the worker's code."""
+
+SIZES: tuple[tuple[int, float | None], ...] = ((64, 1.0), (256, None), (1000, None))
+"""Numbers of fake workers, and the bar of their row, per cent."""
 
 
 def step_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
@@ -128,4 +133,34 @@ def start_metrics(ours: Sequence[Mapping[str, float]], empty: Sequence[float]) -
     for part in PARTS:
         seconds = statistics.median(parts[part] for parts in ours)
         rows.append(Row(f"start, of it: {part}", None, seconds, "", unit="s"))
+    return rows
+
+
+def control_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
+    """Share of the meetings of many workers, which do nothing else."""
+    meetings = 4 if options.quick else 12
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        command = [sys.executable, str(HERE / "fake_workers.py"), str(meetings), str(folder / "times.json"),
+                   *(str(world) for world, _ in SIZES)]  # fmt: skip
+        with local_head(folder / "head") as environment:
+            run_beside({"fake": command}, folder, LIMIT_S, environment)
+        times = json.loads((folder / "times.json").read_text())
+    settings |= {"meetings": meetings, "held_and_asked_s": times}
+    return control_metrics({int(world): taken for world, taken in times.items()})
+
+
+def control_metrics(times: Mapping[int, Sequence[float]]) -> list[Row]:
+    """A row for each size, from the seconds that a meeting holds all workers and that asking each of them takes.
+
+    They meet to report and to look for a notice, so the share is that of any step, such as one of 0.3 s.
+    """
+    rows = []
+    for world, bar in SIZES:
+        (held, asked), pace = times[world], pace_of(world)
+        share = 100 * held * (1 / pace.report_s + 1 / pace.notice_s)
+        note = (f"all are asked in {1000 * asked:.0f} ms every {pace.poll_s:.1f} s, report every "
+                f"{pace.report_s:.1f} s, look for a notice every {pace.notice_s:.1f} s")  # fmt: skip
+        rows.append(Row(f"control plane, share of a step, {world} workers", bar, share,
+                        f"fake workers; a meeting holds them {1000 * held:.0f} ms", True, "%", note))  # fmt: skip
     return rows
