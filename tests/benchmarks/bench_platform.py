@@ -14,7 +14,7 @@ from benchmarks.worker_costs import checkpoint_rows, evaluation_rows, tracking_r
 
 PARTS = (
     Part("steps", "step through Ray Train; 1 -> 2 workers", 11, 2.5, step_rows),
-    Part("start", "start of a job to its first step, in parts", 6, 1.3, start_rows),
+    Part("start", "start of a job to its first step, in parts; its end", 6, 1.3, start_rows),
     Part("checkpoint", "checkpoint stall", 2, 0.8, checkpoint_rows),
     Part("tracking", "tracking", 1, 0.4, tracking_rows),
     Part("control", "control plane of 64, 256 and 1,000 fake workers", 2, 1, control_rows),

@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,9 @@ HERE = Path(__file__).parent
 WORKERS = 2
 LIMIT_S = 400.0
 """Longest time of one training or start; on a very busy machine a start alone takes minutes."""
+JOBS = 3
+NOTE_END = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(time.time()))"
+"""A job that notes when it ends."""
 PARTS = ("driver", "Ray", "imports", "data", "model", "first step")
 """Of a start. The driver: its imports, the recipe's checks, connecting. Ray: from handing over to the worker's code."""
 
@@ -99,8 +103,20 @@ def start_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Ro
                 begun, run = train_on_ray(recipe(folder / "data", WORKERS, steps=2), folder / f"ours-{number}",
                                           environment, folder / "mlflow.db")  # fmt: skip
                 ours.append(start_parts(begun, run))
-    settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty}
-    return start_metrics(ours[warm_up:], empty[warm_up:])
+            ends = [seen_end(folder / f"job-{number}", environment) for number in range(JOBS)]
+    settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty, "end_s": ends}
+    end = Row("end of a job, until its command line returns", 1.0, statistics.median(ends), "", at_most=True, unit="s")
+    return [*start_metrics(ours[warm_up:], empty[warm_up:]), end]
+
+
+def seen_end(folder: Path, environment: Mapping[str, str]) -> float:
+    """Seconds from the end of a job to that of the process that shows its log."""
+    folder.mkdir()
+    (folder / "environment.yaml").write_text("{}")
+    command = [sys.executable, str(REPOSITORY / "infra" / "job.py"), f"raysubmit_{folder.name}", "--runtime-env",
+               str(folder / "environment.yaml"), "--", sys.executable, "-c", NOTE_END, str(folder / "end")]  # fmt: skip
+    run_beside({"job": command}, folder, LIMIT_S, environment)
+    return time.time() - float((folder / "end").read_text())
 
 
 def empty_start(folder: Path, environment: Mapping[str, str]) -> float:
