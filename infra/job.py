@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ KNOWN_LINES = 2
 """Number of these lines."""
 EXCLUDES = "Directory %r is now ignored by default when packaging the working directory."
 """Beginning of Ray's warning that .git and .venv are not uploaded, which is intended here."""
-POLL_S = 2.0
+POLL_S = 0.5
 """Seconds between two checks of a job."""
 LOGS_AGAIN = "last available logs "
 """Text in Ray's reason for a failed command; after it Ray repeats the log, which has been shown."""
@@ -68,12 +69,40 @@ def keep_ray_quiet() -> None:
 
 
 async def show_log(client: Any, job: str) -> None:
-    """Print a job's log as it is written, until the job has ended or the log breaks off."""
-    log_filter = LogFilter()
-    async for piece in client.tail_job_logs(job):
+    """Print a job's log as it is written, until the job has ended or the log breaks off.
+
+    Ray's own stream ends 2 to 4 seconds after the job, so the job is asked for, too, and the rest of its log is read.
+    """
+    log_filter, received = LogFilter(), 0
+
+    def show(piece: str) -> None:
+        nonlocal received
+        received += len(piece)
         print(log_filter(piece), end="", flush=True)
+
+    async def follow() -> None:
+        async for piece in client.tail_job_logs(job):
+            show(piece)
+
+    stream = asyncio.create_task(follow())
+    while not (await asyncio.wait({stream}, timeout=POLL_S))[0]:
+        log = await asyncio.to_thread(read_ended_log, client, job)
+        if log is not None and not stream.done():
+            stream.cancel()
+            show(log[received:])
+            break
+    with contextlib.suppress(asyncio.CancelledError):
+        await stream
     if log_filter.within_line:
         print(flush=True)
+
+
+def read_ended_log(client: Any, job: str) -> str | None:
+    """Return the whole log of a job that has ended; None: it has not, or Ray does not say so at the moment."""
+    try:
+        return str(client.get_job_logs(job)) if client.get_job_info(job).status.is_terminal() else None
+    except (RuntimeError, OSError):  # of requests, too; whether the log breaks off is seen in its stream
+        return None
 
 
 def wait_for_end(client: Any, job: str) -> Any:

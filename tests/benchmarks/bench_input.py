@@ -40,7 +40,7 @@ Box = tuple[int, int, int, int]
 """Top, left, height, width of a crop, pixels."""
 
 SIZES: tuple[tuple[str, tuple[int, int], int, float | None], ...] = (
-    ("500x375", (500, 375), QUALITY, 2.0),
+    ("500x375", (500, 375), QUALITY, 2.5),
     ("1280x960", (1280, 960), QUALITY, 2.0),
     ("short side 256", (341, 256), QUALITY, 3.5),
     ("short side 256, quality 75", (341, 256), 75, None),

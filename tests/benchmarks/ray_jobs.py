@@ -1,10 +1,12 @@
-"""What Ray costs a training: its steps beside bare torchrun, one worker beside two, and the time to its first step."""
+"""What Ray costs a training: its steps beside bare torchrun, one worker beside two, the time to its first step, and the
+meetings of many workers."""
 
 import argparse
 import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +19,20 @@ from benchmarks.toy_stage import BATCH, recipe, stage_of, write_pictures
 
 from scalablevit.run_files import ATTEMPTS
 from scalablevit.training.attempt_events import StartupTimings, read_attempts
+from scalablevit.training.pace import pace_of
 
 HERE = Path(__file__).parent
 WORKERS = 2
 LIMIT_S = 400.0
 """Longest time of one training or start; on a very busy machine a start alone takes minutes."""
+JOBS = 3
+NOTE_END = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(time.time()))"
+"""A job that notes when it ends."""
 PARTS = ("driver", "Ray", "imports", "data", "model", "first step")
 """Of a start. The driver: its imports, the recipe's checks, connecting. Ray: from handing over to the worker's code."""
+
+SIZES: tuple[tuple[int, float | None], ...] = ((64, 1.0), (256, None), (1000, None))
+"""Numbers of fake workers, and the bar of their row, per cent."""
 
 
 def step_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
@@ -94,8 +103,20 @@ def start_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Ro
                 begun, run = train_on_ray(recipe(folder / "data", WORKERS, steps=2), folder / f"ours-{number}",
                                           environment, folder / "mlflow.db")  # fmt: skip
                 ours.append(start_parts(begun, run))
-    settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty}
-    return start_metrics(ours[warm_up:], empty[warm_up:])
+            ends = [seen_end(folder / f"job-{number}", environment) for number in range(JOBS)]
+    settings |= {"rounds": rounds, "ours_s": ours, "empty_s": empty, "end_s": ends}
+    end = Row("end of a job, until its command line returns", 1.0, statistics.median(ends), "", at_most=True, unit="s")
+    return [*start_metrics(ours[warm_up:], empty[warm_up:]), end]
+
+
+def seen_end(folder: Path, environment: Mapping[str, str]) -> float:
+    """Seconds from the end of a job to that of the process that shows its log."""
+    folder.mkdir()
+    (folder / "environment.yaml").write_text("{}")
+    command = [sys.executable, str(REPOSITORY / "infra" / "job.py"), f"raysubmit_{folder.name}", "--runtime-env",
+               str(folder / "environment.yaml"), "--", sys.executable, "-c", NOTE_END, str(folder / "end")]  # fmt: skip
+    run_beside({"job": command}, folder, LIMIT_S, environment)
+    return time.time() - float((folder / "end").read_text())
 
 
 def empty_start(folder: Path, environment: Mapping[str, str]) -> float:
@@ -128,4 +149,34 @@ def start_metrics(ours: Sequence[Mapping[str, float]], empty: Sequence[float]) -
     for part in PARTS:
         seconds = statistics.median(parts[part] for parts in ours)
         rows.append(Row(f"start, of it: {part}", None, seconds, "", unit="s"))
+    return rows
+
+
+def control_rows(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
+    """Share of the meetings of many workers, which do nothing else."""
+    meetings = 4 if options.quick else 12
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        command = [sys.executable, str(HERE / "fake_workers.py"), str(meetings), str(folder / "times.json"),
+                   *(str(world) for world, _ in SIZES)]  # fmt: skip
+        with local_head(folder / "head") as environment:
+            run_beside({"fake": command}, folder, LIMIT_S, environment)
+        times = json.loads((folder / "times.json").read_text())
+    settings |= {"meetings": meetings, "held_and_asked_s": times}
+    return control_metrics({int(world): taken for world, taken in times.items()})
+
+
+def control_metrics(times: Mapping[int, Sequence[float]]) -> list[Row]:
+    """A row for each size, from the seconds that a meeting holds all workers and that asking each of them takes.
+
+    They meet to report and to look for a notice, so the share is that of any step, such as one of 0.3 s.
+    """
+    rows = []
+    for world, bar in SIZES:
+        (held, asked), pace = times[world], pace_of(world)
+        share = 100 * held * (1 / pace.report_s + 1 / pace.notice_s)
+        note = (f"all are asked in {1000 * asked:.0f} ms every {pace.poll_s:.1f} s, report every "
+                f"{pace.report_s:.1f} s, look for a notice every {pace.notice_s:.1f} s")  # fmt: skip
+        rows.append(Row(f"control plane, share of a step, {world} workers", bar, share,
+                        f"fake workers; a meeting holds them {1000 * held:.0f} ms", True, "%", note))  # fmt: skip
     return rows

@@ -14,7 +14,7 @@ from benchmarks import bare_ddp
 from benchmarks.commands import CommandFailed, end, local_head, run_beside
 from benchmarks.parts import Part, part_options, run_parts
 from benchmarks.rates import WINDOW, platform_rates, ratio, read_rates
-from benchmarks.ray_jobs import PARTS, start_metrics, start_parts, step_metrics
+from benchmarks.ray_jobs import PARTS, control_metrics, start_metrics, start_parts, step_metrics
 from benchmarks.rows import Row
 from benchmarks.toy_stage import recipe, stage_of, write_pictures
 from benchmarks.worker_costs import (
@@ -26,6 +26,7 @@ from benchmarks.worker_costs import (
 )
 
 from scalablevit.config.errors import UserError
+from scalablevit.training.pace import Pace
 
 
 def measured(rows: list[Row]) -> dict[str, float | None]:
@@ -169,6 +170,14 @@ def test_shares_of_checkpoints_and_tracking():
     assert measured(rows) == pytest.approx(shares)
     assert "512 MiB" in rows[0].baseline
     assert measured(tracking_metrics([0.002, 0.008], 5.0, 20)) == pytest.approx({"tracking, outbox calls": 0.2})
+
+
+def test_the_control_planes_share_counts_reports_and_looks_for_a_notice(monkeypatch):
+    monkeypatch.setattr("benchmarks.ray_jobs.pace_of", lambda world: Pace(0.5, report_s=4.0, notice_s=2.0))
+    rows = control_metrics({64: (0.01, 0.1), 256: (0.02, 0.2), 1000: (0.08, 0.4)})
+    assert [row.measured for row in rows] == pytest.approx([0.75, 1.5, 6.0])
+    assert [row.verdict for row in rows] == ["met", "", ""]
+    assert "a meeting holds them 80 ms" in rows[2].baseline and "in 400 ms every 0.5 s" in rows[2].note
 
 
 # --- the parts without Ray, at the smallest size ---

@@ -12,6 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from scalablevit.data import decoding
 from scalablevit.data.decoding import (
     SUFFIXES,
     BadSample,
@@ -19,6 +20,7 @@ from scalablevit.data.decoding import (
     convert_image,
     decode,
     decode_image,
+    find_first_scan,
     read_header,
     read_image,
     read_mask,
@@ -80,6 +82,99 @@ def test_pixels_of_a_jpeg_are_pillows(mode: str, options: dict[str, object]) -> 
     data = encoded(Image.fromarray(noise).convert(mode), "JPEG", **options)
     wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode_image(data, LIMIT), wanted)
+
+
+def outcome(data: bytes, monkeypatch: pytest.MonkeyPatch, *, pillow: bool) -> tuple[tuple[int, ...], bytes] | str:
+    """Shape and pixels, or the reason why there are none; with `pillow` it alone reads the header."""
+    with monkeypatch.context() as patch:
+        if pillow:
+            patch.setattr(decoding, "find_first_scan", lambda *_: 0)
+        try:
+            made = decode_image(data, LIMIT)
+        except BadSample as bad:
+            return bad.reason
+    return made.shape, made.tobytes()
+
+
+def noise(mode: str) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (37, 51, 3), dtype=np.uint8))
+    return image.convert(mode)
+
+
+ORDINARY = {
+    "plain": encoded(noise("RGB"), "JPEG"),
+    "grey": encoded(noise("L"), "JPEG"),
+    "progressive": encoded(noise("RGB"), "JPEG", progressive=True, optimize=True),
+    "RGB inside": encoded(noise("RGB"), "JPEG", keep_rgb=True),
+    "profile and comment": encoded(noise("RGB"), "JPEG", icc_profile=b"p" * 70_000, comment=b"c", dpi=(72, 72)),
+    "restarts": encoded(noise("RGB"), "JPEG", restart_marker_blocks=2, qtables=[[9] * 64, [7] * 64]),
+}
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(noise("RGB"), "JPEG", exif=exif.tobytes())
+
+
+PLAIN = ORDINARY["plain"]
+FRAME = PLAIN.index(b"\xff\xc0")
+
+
+def with_frame(bits: int, height: int) -> bytes:
+    return PLAIN[: FRAME + 4] + struct.pack(">BH", bits, height) + PLAIN[FRAME + 7 :]
+
+
+def after_begin(segment: bytes, rest: bytes = PLAIN[2:]) -> bytes:
+    return b"\xff\xd8" + segment + rest
+
+
+OTHERS = {
+    "12 bits": with_frame(12, 37),
+    "no height": with_frame(8, 0),
+    "end before the scan": after_begin(b"\xff\xd9\0\2"),
+    "damaged JFIF": after_begin(b"\xff\xe0\0\7JFIF\0", PLAIN[20:]),
+    "second frame": after_begin(PLAIN[FRAME : FRAME + 19]),
+    **{f"orientation {number}": turned(number) for number in range(10)},
+    "CMYK": encoded(noise("CMYK"), "JPEG"),
+    "thumbnail": after_begin(b"\xff\xe1\0\x0eExif\0\0\xff\xd8\xff\xda\xff\xd9"),
+    "two pictures": encoded(noise("RGB"), "MPO", save_all=True, append_images=[noise("RGB")]),
+    "too large": encoded(Image.new("RGB", (LIMIT + 1, 1)), "JPEG"),
+    "no frame": PLAIN[:20] + b"\xff\xda\0\x08\0\0\0\0\0\0\xff\xd9",
+    "16 bits": encoded(Image.fromarray(np.arange(800, dtype=np.uint16).reshape(20, 40) * 80), "PNG"),
+    "no JPEG": encoded(noise("RGB"), "PNG"),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", [*ORDINARY.values(), *OTHERS.values()], ids=[*ORDINARY, *OTHERS])
+def test_the_header_read_once_gives_the_pixels_of_the_header_read_by_pillow(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bool(find_first_scan(data, LIMIT)) == (data in ORDINARY.values())
+    assert outcome(data, monkeypatch, pillow=False) == outcome(data, monkeypatch, pillow=True)
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_a_damaged_header_is_judged_as_pillow_judges_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and reasons are compared, not pixels: what libjpeg makes of damaged tables differs from call to call."""
+    decode_jpeg = decoding._decode_jpeg
+
+    def blacken(data: bytes, refuse_damage: bool) -> NDArray[np.uint8] | None:
+        pixels = decode_jpeg(data, refuse_damage)
+        return pixels if pixels is None else np.zeros_like(pixels)
+
+    monkeypatch.setattr(decoding, "_decode_jpeg", blacken)
+    data, draws = ORDINARY[kind], np.random.default_rng(0)
+    scan = find_first_scan(data, LIMIT)
+    assert data[scan - 14 : scan].count(b"\xff\xda") == 1
+    structure = [at for at in range(scan) if at < 30 or at > scan - 700]
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in draws.choice(structure, draws.integers(1, 3), replace=False):
+            damaged[at] = draws.choice([0, 1, 2, 8, 0xC0, 0xC4, 0xD9, 0xDA, 0xDB, 0xE1, 0xFF, draws.integers(256)])
+        cut = bytes(damaged[: len(data) - draws.choice([0, 0, len(data) - scan, len(data) // 2])])
+        assert outcome(cut, monkeypatch, pillow=False) == outcome(cut, monkeypatch, pillow=True)
 
 
 def test_a_rare_subsampling_decodes_as_well() -> None:

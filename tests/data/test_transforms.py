@@ -16,7 +16,15 @@ from scalablevit.config.data import ImageFolder, MaskPairs, RandAugment, Split
 from scalablevit.data import transforms
 from scalablevit.data.labels import IGNORE
 from scalablevit.data.sampler import Key
-from scalablevit.data.transforms import Transform, augment, eval_transform, fill_color, scaled_size, train_transform
+from scalablevit.data.transforms import (
+    ImageCompose,
+    Transform,
+    augment,
+    eval_transform,
+    fill_color,
+    scaled_size,
+    train_transform,
+)
 
 import albumentations as A  # isort: skip  # after `transforms`, which keeps it from asking for its newest version
 
@@ -105,6 +113,40 @@ def test_antialiasing_is_pillows_and_can_be_left_out(size: tuple[int, int]) -> N
     top, left = (height - 96) // 2, (width - 96) // 2
     evaluated = eval_transform(folder(**whole))(image=noise)["image"]
     assert np.abs(evaluated.astype(int) - side[top : top + 96, left : left + 96]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"antialias": False},
+        {"flip": 1.0, "crop_scale": (0.9, 1.0), "crop_ratio": (2.0, 3.0)},
+        {"color_jitter": 0.4},
+        {"rand_augment": RandAugment()},
+    ],
+)
+def test_images_alone_are_transformed_as_albumentations_composes(fields: dict[str, object]) -> None:
+    data = folder(image_size=64, **fields)
+    draws = np.random.default_rng(0)
+    for ours in (train_transform(data), eval_transform(data)):
+        theirs = A.Compose(list(ours.transforms))
+        assert type(ours) is ImageCompose
+        for position in range(60):
+            height, width = draws.integers(1, 400, 2)
+            noise = draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            image = noise if position % 2 else noise[:, ::-1]
+            made, wanted = (augment(each, 3, Key(0, 1, position), image)[0] for each in (ours, theirs))
+            assert made.flags.c_contiguous and made.dtype == np.uint8
+            np.testing.assert_array_equal(made, wanted)
+
+
+def test_masks_beside_images_are_transformed_too() -> None:
+    image, labels = coordinates(90, 130)
+    transform = train_transform(folder(image_size=64))
+    made, cut = augment(transform, 0, Key(0, 0, 1), image, labels)
+    wanted = augment(A.Compose(list(transform.transforms)), 0, Key(0, 0, 1), image, labels)
+    np.testing.assert_array_equal(made, wanted[0])
+    np.testing.assert_array_equal(cut, wanted[1])
 
 
 def names(transform: Transform) -> list[str]:

@@ -1,5 +1,6 @@
 """`infra/job.py` submits a job and shows its log without Ray's own lines, and everything else."""
 
+import asyncio
 import inspect
 import io
 import logging
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from ray._private.runtime_env import working_dir
 from ray.dashboard.modules.job import job_manager, job_supervisor
 from ray.job_submission import JobStatus
@@ -106,6 +108,31 @@ def test_a_log_that_breaks_off_is_no_end(capsys: Any, monkeypatch: pytest.Monkey
     assert capsys.readouterr().out.splitlines()[1:] == [
         "half a line", "the log of job r broke off; the job goes on, and its end is waited for", "job r: SUCCEEDED",
     ]  # fmt: skip
+
+
+class Lingering(Client):
+    """Its stream stays open after its end, as Ray's does, and has not had the log's last part."""
+
+    def __init__(self, answers: list[str | Exception]) -> None:
+        super().__init__([BEGIN + "step 1\nst"], JobStatus.SUCCEEDED)
+        self.answers = iter(answers)
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield self.pieces[0]
+        await asyncio.sleep(60.0)
+
+    def get_job_logs(self, job: str) -> str:
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_the_end_of_a_job_is_seen_before_its_stream_ends(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(job_script.wait_for_end.__globals__, "POLL_S", 0.01)
+    client = Lingering([RuntimeError("busy"), requests.ConnectionError(), BEGIN + "step 1\nstep 2\ndone"])
+    assert job_script.submit(client, "r", ["true"], {}) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["step 1", "step 2", "done", "job r: SUCCEEDED"]
 
 
 def test_rays_warnings_are_shown_and_its_chatter_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from scalablevit.tasks.registry import build_task
 from scalablevit.training import callbacks, worker
 from scalablevit.training.checkpoint import CheckpointStore
 from scalablevit.training.loop import TrainContext
+from scalablevit.training.pace import Pace
 from scalablevit.training.worker import WorkerConfig
 
 
@@ -69,7 +70,9 @@ def losses(result):
 
 def test_before_a_node_leaves_the_step_is_saved_and_the_workers_make_way(make_stage, tmp_path, monkeypatch):
     """And what goes on from there ends as if nothing had been."""
-    monkeypatch.setattr(callbacks, "LOOK_EVERY_S", 0.0)  # asked after each step from the first report on
+    monkeypatch.setattr(
+        worker, "pace_of", lambda world: Pace(0.2, 1.0, 0.0)
+    )  # asked after each step from the first report on
     stage = make_stage(training={"steps": 6, "global_batch_size": 8, "evaluate_every": {"steps": 6}})
     given = WorkerConfig(stage.model_dump_json(), str(tmp_path / "left"), str(tmp_path), None)
     asked = []

@@ -113,6 +113,19 @@ def test_the_controller_gets_callbacks_that_are_no_user_callbacks(tmp_path):
     assert given in trainer._create_default_callbacks(), broken("RunConfig.callbacks", purpose)
 
 
+def test_no_process_is_started_for_data_sets(tmp_path):
+    purpose = "to start no process of Ray Data for each group of workers: a start takes seconds longer"
+    of_datasets = private("ray.train.v2._internal.callbacks", "DatasetsCallback", purpose)
+    config = ray.train.RunConfig(name="a", storage_path=str(tmp_path))
+    before = [type(each) for each in TorchTrainer(print, run_config=config)._create_default_callbacks()]
+    assert before.count(of_datasets) == 1, broken("TorchTrainer._create_default_callbacks", purpose)
+    after = ray_internals.without_datasets(TorchTrainer(print, run_config=config))._create_default_callbacks()
+    assert [type(each) for each in after] == [each for each in before if each is not of_datasets]
+    assert "callbacks=self._create_default_callbacks()" in inspect.getsource(TorchTrainer.fit), broken("fit", purpose)
+    setup = inspect.signature(private(WORKER, "RayTrainWorker", purpose).init_train_context)
+    assert setup.parameters["dataset_shard_provider"].default is None, broken("init_train_context", purpose)
+
+
 def test_reasons_why_workers_did_not_start():
     """They decide what is tried again, and how often."""
     judge = launch()._classify_failure

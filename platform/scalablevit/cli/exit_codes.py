@@ -1,6 +1,8 @@
 """How a command ends: exit codes, and messages in place of tracebacks."""
 
+import atexit
 import errno
+import gc
 import os
 import select
 import sys
@@ -14,6 +16,11 @@ from scalablevit.tracking.connection import mask
 
 OUTPUT_CLOSED = 141
 """Exit code where standard output is closed by its reader (`| head`): 128 + SIGPIPE, as shells have it."""
+
+
+# the interpreter's last collections would look through all objects of torch and Ray, for about 3 seconds; all else that
+# is to be done at its end is done
+atexit.register(gc.freeze)
 
 
 def run_command(work: Callable[[], int]) -> int:

@@ -65,9 +65,11 @@ def train_transform(data: DataSection) -> Transform:
     if data.color_jitter and not colors:
         strength = data.color_jitter
         colors = [A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=0.0, p=1.0)]
+    steps = [*geometry, A.HorizontalFlip(p=data.flip), *colors]
+    if isinstance(data, LabelledImages):
+        return ImageCompose(steps)
     boxes = A.BboxParams(format="pascal_voc", label_fields=["numbers"], min_width=1, min_height=1)
-    with_boxes = {"bbox_params": boxes} if isinstance(data, CocoInstances) else {}
-    return A.Compose([*geometry, A.HorizontalFlip(p=data.flip), *colors], **with_boxes)
+    return A.Compose(steps, **({"bbox_params": boxes} if isinstance(data, CocoInstances) else {}))
 
 
 def eval_transform(data: DataSection) -> Transform:
@@ -80,7 +82,7 @@ def eval_transform(data: DataSection) -> Transform:
     if isinstance(data, MaskPairs | CocoInstances):
         return A.Compose([ScaleSides(data.short_side, data.long_side)])
     resize = AntialiasedSide if data.antialias else A.SmallestMaxSize
-    return A.Compose([MiddleOfStrip(), resize(data.eval_resize), A.CenterCrop(data.image_size, data.image_size)])
+    return ImageCompose([MiddleOfStrip(), resize(data.eval_resize), A.CenterCrop(data.image_size, data.image_size)])
 
 
 def prepare_image(stage: Stage, image: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
@@ -214,6 +216,31 @@ def resize_antialiased(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArr
     """
     batch = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # channels last: the fast kernel
     return F.interpolate(batch, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)[0].numpy()
+
+
+class ImageCompose(A.Compose):  # type: ignore[misc]  # albumentations is untyped
+    """albumentations' `Compose` without its checks and copies of arguments, which take as long as half a resize.
+
+    Draws and pixels are those of `Compose`: each transform draws and applies by its own methods.
+    """
+
+    def __call__(self, *, image: NDArray[np.uint8], **others: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+        """Return {"image": image} after all transforms; with other targets what `Compose` returns.
+
+        Args:
+            image: uint8 (height, width, 3).
+            others: further targets by name, such as `mask`.
+        """
+        if others:
+            return dict(super().__call__(image=image, **others))
+        self.py_random.random()  # `Compose` draws whether to apply itself at all, and its probability is 1
+        for transform in self.transforms:
+            if transform.should_apply():
+                targets = {"image": image}
+                params = transform.update_transform_params(params=transform.get_params(), data=targets)
+                params |= transform.get_params_dependent_on_data(params=params, data=targets)
+                image = np.ascontiguousarray(transform.apply(image, **params))
+        return {"image": image}
 
 
 class AntialiasedCrop(A.RandomResizedCrop):  # type: ignore[misc]  # albumentations is untyped

@@ -1,24 +1,28 @@
-"""A job's report: made from run folders, written to the job's folder, and recorded for MLflow."""
+"""A job's report: made from run folders, written to the job's folder, and recorded for MLflow.
+
+What makes the page is imported when the first one is made: before Ray starts, loading matplotlib and models takes
+seconds in which nothing else happens.
+"""
 
 import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalablevit.pipeline.registration import may_send_images
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.pipeline.stage import Job
-from scalablevit.report.collect import gather
-from scalablevit.report.page import Page, Stage, render
 from scalablevit.run_files import FOR_MLFLOW, JOB, REPORT
 from scalablevit.runs.result import StageResult
 from scalablevit.runs.run_store import RunStore
-from scalablevit.tasks.capabilities import GREY
 from scalablevit.tracking.connection import format_error
 from scalablevit.tracking.outbox import Outbox
 from scalablevit.training.storage import put_text
+
+if TYPE_CHECKING:
+    from scalablevit.report.page import Page
 
 GREY_SIDE = 96
 """Side, in pixels, of the grey image that replaces one that is not sent."""
@@ -81,6 +85,9 @@ def publish(
     try:
         if job is not None:
             put_text(str(folder), JOB, json.dumps(job, indent=1))
+        from scalablevit.report.collect import gather
+        from scalablevit.report.page import render
+
         page = gather(folder)
         put_text(str(folder), REPORT, render(page))
         if any(stage.name in hidden for stage in page.stages):
@@ -93,10 +100,13 @@ def publish(
         print(f"{REPORT} was not made, or not recorded for MLflow: {format_error(error, '')}", flush=True)
 
 
-def _render_without_images(page: Page, hidden: Collection[str]) -> str:
+def _render_without_images(page: "Page", hidden: Collection[str]) -> str:
     """Return the report as HTML, with a grey image in place of each image of some stages."""
     import cv2
     import numpy as np
+
+    from scalablevit.report.page import Stage, render
+    from scalablevit.tasks.capabilities import GREY
 
     grey = cv2.imencode(".jpg", np.full((GREY_SIDE, GREY_SIDE, 3), GREY, np.uint8))[1].tobytes()
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,16 +26,12 @@ from scalablevit.training.collectives import latest_checkpoint_for_all_ranks
 from scalablevit.training.evaluate import evaluate
 from scalablevit.training.loop import FEW_SAMPLES, TrainContext
 from scalablevit.training.node_metrics import NodeSampler
+from scalablevit.training.pace import pace_of
 from scalablevit.training.state import Record, TrainState
 from scalablevit.training.storage import add_bad_samples
 
 logger = logging.getLogger(__name__)
 
-REPORT_EVERY_MS = 1000
-"""Fewest milliseconds between two reports of records: Ray's controller takes one report per poll."""
-
-LOOK_EVERY_S = 1.0
-"""Seconds between two checks whether a node is about to be taken away, for which all ranks meet."""
 FIRST_LOOKS = 10
 """Steps between two such checks until the first log point shows how long a step takes."""
 
@@ -79,7 +75,8 @@ class WorkerCallbacks:
         self._node = NodeSampler(context.device)
         # records that a killed controller may not have passed on, in one report: each report waits for all ranks;
         # the outbox drops duplicates
-        self.sender = ThrottledReporter(send, self._node, waiting=state.history, paced=not stored_first)
+        every_s = None if stored_first else pace_of(context.world).report_s
+        self.sender = ThrottledReporter(send, self._node, waiting=state.history, every_s=every_s)
         self.sender.flush()
         self.writer = BackgroundWriter(store, stage.training.keep)
         self._order = train_order(stage, source["train"])
@@ -172,23 +169,25 @@ class WorkerCallbacks:
 
 
 class PreemptionPoller:
-    """Checks about every `LOOK_EVERY_S` seconds whether a node is about to go, at the same steps on all ranks.
+    """Checks about every `every_s` seconds whether a node is about to go, at the same steps on all ranks.
 
     Args:
-        about_to_go: returns whether a node is about to be taken away, the same on all ranks.
+        about_to_go: returns whether a node is about to be taken away, the same on all ranks, which meet for it.
         timings: times of the attempt's start; the poller sets `first_step`.
+        every_s: seconds between two checks.
     """
 
-    def __init__(self, about_to_go: Callable[[], bool], timings: StartupTimings) -> None:
+    def __init__(self, about_to_go: Callable[[], bool], timings: StartupTimings, every_s: float) -> None:
         self.timings = timings
         self._about_to_go = about_to_go
+        self._every_s = every_s
         self._every = FIRST_LOOKS
 
     def learn(self, record: Record, global_batch_size: int) -> None:
-        """Estimate from a record, which is equal on all ranks, how many steps take `LOOK_EVERY_S` seconds."""
+        """Estimate from a record, which is equal on all ranks, how many steps there are between two checks."""
         rate = record.metrics.get("train/images_per_s", 0.0)
         if rate > 0:
-            self._every = max(1, round(LOOK_EVERY_S * rate / global_batch_size))
+            self._every = max(1, round(self._every_s * rate / global_batch_size))
 
     def after_step(self, step: int) -> bool:
         """Return whether a node is about to be taken away; checked at some steps only."""
@@ -198,18 +197,18 @@ class PreemptionPoller:
 
 
 class ThrottledReporter:
-    """Collects records and sends them at most once per `REPORT_EVERY_MS`, by the records' times, equal on all ranks.
+    """Collects records and sends them at most once per `every_s`, by the records' times, equal on all ranks.
 
     Args:
         send: reports records.
         sampler: has this node's metrics.
         waiting: records to send first.
-        paced: False: only `flush` sends.
+        every_s: fewest seconds between two reports; None: only `flush` sends.
     """
 
-    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record], *, paced: bool) -> None:
+    def __init__(self, send: Send, sampler: NodeSampler, waiting: list[Record], *, every_s: float | None) -> None:
         self._send = send
-        self._paced = paced
+        self._every_s = every_s
         self._sampler = sampler
         self._waiting = list(waiting)
         self._sent_ms = 0
@@ -217,7 +216,7 @@ class ThrottledReporter:
     def add(self, record: Record) -> None:
         """Add a record, and send if enough time has passed; records are equal on all ranks, so all decide the same."""
         self._waiting.append(record)
-        if self._paced and record.time_ms - self._sent_ms >= REPORT_EVERY_MS:
+        if self._every_s is not None and record.time_ms - self._sent_ms >= 1000 * self._every_s:
             self.flush()
             self._sent_ms = record.time_ms
 

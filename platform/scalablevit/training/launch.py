@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from scalablevit.config.errors import TrainingFailed
 from scalablevit.config.recipe import Stage
 from scalablevit.training.environment import use_interface_of, worker_variables
+from scalablevit.training.pace import pace_of
 from scalablevit.training.ray_internals import (
     TRAIN_VARIABLES,
     ControllerCallback,
@@ -26,6 +27,8 @@ from scalablevit.training.ray_internals import (
     placement_group_of,
     remove_orphans,
     set_defaults,
+    set_poll_interval,
+    without_datasets,
 )
 from scalablevit.training.worker_result import WorkerResult
 
@@ -108,6 +111,7 @@ def _trainer(
     max_failures: int,
 ) -> Any:
     cluster = stage.cluster
+    set_poll_interval(pace_of(cluster.workers).poll_s)
     elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
@@ -133,7 +137,7 @@ def _trainer(
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    return keep_sigint_handler(trainer)
+    return without_datasets(keep_sigint_handler(trainer))
 
 
 class _NodeInterface(WorkerGroupCallback):

@@ -40,7 +40,9 @@ __all__ = [
     "placement_group_of",
     "remove_orphans",
     "set_defaults",
+    "set_poll_interval",
     "upload_size",
+    "without_datasets",
 ]
 
 _CLASSES = {
@@ -66,9 +68,12 @@ if not TYPE_CHECKING:
 # --- Environment variables. Missing: arguments of ray.train.RunConfig, tune.RunConfig and tune.TuneConfig. Ray ignores
 # --- names that it does not know, so nobody would notice that one was renamed.
 
+POLL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Seconds between two polls of all workers by Ray Train's controller, which takes one report of each per poll."""
+
 TRAIN_VARIABLES = {
-    # Ray's controller takes one report per poll; its default of 2 s would pace short steps (measured)
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ray's default of 2 s would pace short steps (measured); `set_poll_interval` changes it for many workers
+    POLL_VARIABLE: "0.2",
     # a worker that does not answer is stopped or stuck: Ray's default lets the others wait for it for ten minutes
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     # how soon workers know that their node is about to be taken away: a grace period is often half a minute
@@ -95,6 +100,15 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 Missing: the public runtime context exists after `ray.init` only, and does not know the submission id.
 """
+
+
+_POLL_IS_GIVEN = POLL_VARIABLE in os.environ
+
+
+def set_poll_interval(seconds: float) -> None:
+    """Set the seconds between two polls for controllers that start from now on, unless the user has set them."""
+    if not _POLL_IS_GIVEN:
+        os.environ[POLL_VARIABLE] = f"{seconds:g}"
 
 
 def set_defaults(variables: Mapping[str, str]) -> None:
@@ -188,6 +202,21 @@ def keep_sigint_handler(trainer: "TorchTrainer") -> "TorchTrainer":
     Ctrl-C. Missing: a setting; Ray sets the handler whenever `fit` runs in the main thread.
     """
     trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]  # noqa: SLF001
+    return trainer
+
+
+def without_datasets(trainer: "TorchTrainer") -> "TorchTrainer":
+    """Make `trainer.fit()` start no process for Ray Data, and return the trainer; it must have no data sets.
+
+    Ray starts that process, with Ray Data in it, for each group of workers, and makes each worker import Ray Data.
+    Missing: a setting; Ray adds its callback for data sets whenever `fit` runs.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    create = trainer._create_default_callbacks  # type: ignore[attr-defined]  # noqa: SLF001
+    trainer._create_default_callbacks = lambda: [  # type: ignore[attr-defined]  # noqa: SLF001
+        callback for callback in create() if not isinstance(callback, DatasetsCallback)
+    ]
     return trainer
 
 

@@ -39,6 +39,7 @@ from scalablevit.training.evaluate import evaluate
 from scalablevit.training.library_choice import library_for_all_ranks
 from scalablevit.training.loop import TrainContext, TrainResult, train
 from scalablevit.training.optim import build_optimizer
+from scalablevit.training.pace import pace_of
 from scalablevit.training.state import Record, Snapshot, TrainState
 from scalablevit.training.storage import local_copy, put_text
 from scalablevit.training.worker_result import TrainingEnd, WorkerResult
@@ -104,7 +105,8 @@ def run(
     """
     try:
         with _collect_nondeterminism() as warnings_seen:
-            poller = PreemptionPoller(about_to_go, timings or StartupTimings(time.time()))
+            timings = timings or StartupTimings(time.time())
+            poller = PreemptionPoller(about_to_go, timings, pace_of(world).notice_s)
             result = _run(worker_config, rank, world, device, send, poller)
             return replace(result, nondeterministic=warnings_seen)
     except UserError as error:
