@@ -28,7 +28,8 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
-from scalablevit.pipeline.cluster import fit_together, least_workers
+from scalablevit.pipeline.cluster import fit_together
+from scalablevit.training.room import NODE_TYPES, least_workers, parse_config
 
 KUBERAY = REPOSITORY / "infra" / "kuberay"
 PAGE = REPOSITORY / "docs" / "clusters.md"
