@@ -1,7 +1,6 @@
 """Training on a cluster that has no node but the head before, and none after: Ray's autoscalers start and end them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

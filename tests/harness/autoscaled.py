@@ -56,9 +56,9 @@ class AutoscaledHead:
         if self._newer:
             autoscaler |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
         host, port = self.address.split(":")
-        command = [self._ray, "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "0", "--num-gpus", "0",
-                   "--node-ip-address", host, "--port", port, "--include-dashboard", "false", "--temp-dir",
-                   str(self.folder / "ray"), "--autoscaling-config", str(self._config)]  # fmt: skip
+        command = [self._ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "false",
+                   "--num-cpus", "0", "--num-gpus", "0", "--node-ip-address", host, "--port", port,
+                   "--temp-dir", str(self.folder / "ray"), "--autoscaling-config", str(self._config)]  # fmt: skip
         environment = {**self.environment(), **autoscaler, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
         with self.log.open("ab") as output:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output,
@@ -146,6 +146,10 @@ def configuration(address: str, most: int) -> dict[str, Any]:
             "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
         },
         "head_node_type": "ray.head.default",
+        "auth": {}, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
+        "rsync_exclude": [], "rsync_filter": [], "initialization_commands": [], "setup_commands": [],
+        "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
     }  # fmt: skip
 
 

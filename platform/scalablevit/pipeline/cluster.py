@@ -359,7 +359,7 @@ def _await_room(label: str, stage: Stage, more: str) -> None:
                     came = sum(node.id not in before for node in nodes)
                     raise UserError(
                         f"after {minutes:g} minutes the cluster has room for {room} of {workers} workers "
-                        f"({_arithmetic(stage, there)}); of what the autoscaler may start ({more}), {came} node(s) came",
+                        f"({_arithmetic(stage, there)}): of what the autoscaler may start ({more}) {came} node(s) came",
                         where=f"{label}cluster.wait_for_nodes_minutes",
                         fix="`ray status` on the head says why nodes do not come; wait longer, or ask for less",
                     )
