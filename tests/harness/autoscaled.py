@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from harness.heads import ROOT
 from harness.two_hosts import wait_for
@@ -36,7 +39,9 @@ class AutoscaledHead:
 
     def __init__(self, folder: Path, most: int, *, newer: bool) -> None:
         self.folder = folder
-        self.address = f"127.0.0.1:{free_port()}"
+        self._host = str(ray.util.get_node_ip_address())  # where Ray looks for a head that is given by loopback, too
+        self._port = free_port(self._host)
+        self.address = f"{self._host}:{self._port}"
         self.log = folder / "head.log"
         self._ray = str(Path(sys.executable).with_name("ray"))
         self._config = folder / "autoscaling.json"
@@ -55,9 +60,8 @@ class AutoscaledHead:
         autoscaler = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_METRIC_PORT": "0"}
         if self._newer:
             autoscaler |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
-        host, port = self.address.split(":")
         command = [self._ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "false",
-                   "--num-cpus", "0", "--num-gpus", "0", "--node-ip-address", host, "--port", port,
+                   "--num-cpus", "0", "--num-gpus", "0", "--node-ip-address", self._host, "--port", str(self._port),
                    "--temp-dir", str(self.folder / "ray"), "--autoscaling-config", str(self._config)]  # fmt: skip
         environment = {**self.environment(), **autoscaler, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
         with self.log.open("ab") as output:
@@ -153,11 +157,13 @@ def configuration(address: str, most: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_port(host: str) -> int:
+    """A port of an address that nobody listens on, below those from which the kernel gives ports to connections."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((host, port))
+            return port
+    raise AssertionError("no free port")
 
 
 @contextmanager
