@@ -3,13 +3,15 @@
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import ray.exceptions
 
 from scalablevit.config.errors import TrainingFailed, UserError
 from scalablevit.config.loading import load_recipe
@@ -201,3 +203,39 @@ def test_a_stop_or_a_lost_connection_ends_the_wait(
     with pytest.raises(TrainingFailed, match="no room"):
         wait("cluster.cpus_per_worker=1")
     assert clock.now == 2
+
+
+class Trainer:
+    """Ray Train's, whose workers find no room at its first fits.
+
+    Args:
+        without_room: how many fits.
+    """
+
+    def __init__(self, without_room: int) -> None:
+        self.fits = 0
+        self._without_room = without_room
+
+    def fit(self) -> Any:
+        self.fits += 1
+        if self.fits <= self._without_room:
+            error = ray.exceptions.RayActorError()
+            error.controller_failure = launch.WorkerGroupStartupTimeoutError(2)  # type: ignore[attr-defined]
+            raise error
+        end = SimpleNamespace(reason="finished", step=1, detail="")
+        return SimpleNamespace(return_value=SimpleNamespace(training=end, error=None))
+
+
+@pytest.mark.parametrize(("room_came", "fits"), [(True, 9), (False, launch.PLACING_RETRIES + 1)])
+def test_tries_are_counted_only_where_no_node_came(room_came: bool, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(8)
+    monkeypatch.setattr(launch, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(launch, "_wait_for_nodes", lambda *_: room_came)
+    monkeypatch.setattr(launch, "remove_orphans", lambda: None)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.WorkerResult, "from_dict", lambda value: value)
+    config: Any = SimpleNamespace(evaluate_only=False)
+    with nullcontext() if room_came else pytest.raises(TrainingFailed, match="no room for the workers"):
+        launch.launch(stage(), config, "runs/x", [])
+    assert trainer.fits == fits
