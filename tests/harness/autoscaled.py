@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -47,13 +48,16 @@ class AutoscaledHead:
         self._config = folder / "autoscaling.json"
         self._config.write_text(json.dumps(configuration(self.address, most)))
         self._newer = newer
+        self._token = secrets.token_hex(32)
 
     def environment(self) -> dict[str, str]:
         """Variables of every process."""
         dropped = ("PYTHONPATH", "SCALABLEVIT_ROOT", "RAY_ADDRESS")
         return {**{name: value for name, value in os.environ.items() if name not in dropped}, MARK: str(self.folder),
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                "RAY_TMPDIR": str(self.folder / "ray"), "RAY_raylet_start_wait_time_s": "90"}  # fmt: skip
+                "RAY_TMPDIR": str(self.folder / "ray"), "RAY_raylet_start_wait_time_s": "90",
+                # a head takes a token that is in the home folder, a driver does not
+                "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}  # fmt: skip
 
     def start(self) -> None:
         """Start the head."""
