@@ -42,7 +42,7 @@ help:
 	@echo "make test-browser  the report in headless Chromium (Debian's package chromium), at two widths"
 	@echo "make test-gpu   the tests that need a GPU"
 	@echo "make test-cluster  a job over two hosts of which one is lost, an object store, the tracking server, 5 minutes"
-	@echo "make test-cluster-long  hosts that are cut off, or join later; a killed job in an object store"
+	@echo "make test-cluster-long  hosts that are cut off, or join later; a killed job in an object store; Ray's autoscalers"
 	@echo "make chaos      killed jobs, outages, hostile data and recipes, damaged checkpoints, evil files, at full length"
 	@echo "make overfit-coco  Mask R-CNN learns 8 real images by heart, about 12 minutes (DATA=<folder>)"
 	@echo "make bench      speed against the bars, below an hour; dated results below build/bench (DATA=<folder>)"

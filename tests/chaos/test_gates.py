@@ -379,6 +379,9 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert f"1 of 1 nodes do not see what is here ({here[0]})" in message
         assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
         assert "the cluster has no node with 1000 CPU and " in said(lambda: cluster.count_processes(greedy[0].stage))
+        short = load_recipe(TINY, ["cluster.cpus_per_worker=1000", "cluster.wait_for_nodes_minutes=0.001"])
+        message = said(lambda: cluster._await_room("", short.stages["pretrain"], "1 x big (1000 CPU)"))
+        assert "after 0.001 minutes the cluster has room for 0 of " in message and "0 node(s) came" in message
         package = [UserPackage("mine", other, installed=False)]
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(cluster, "_ask_nodes", lambda *_: {here[0]: {"mine": "f" * 64}})

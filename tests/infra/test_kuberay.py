@@ -28,7 +28,8 @@ from scalablevit.config.loading import load_recipe
 from scalablevit.config.recipe import Stage
 from scalablevit.config.space_loading import load_search
 from scalablevit.config.trial import trial_stage
-from scalablevit.pipeline.cluster import fit_together, least_workers
+from scalablevit.pipeline.cluster import fit_together
+from scalablevit.training.room import NODE_TYPES, least_workers, parse_config
 
 KUBERAY = REPOSITORY / "infra" / "kuberay"
 PAGE = REPOSITORY / "docs" / "clusters.md"
@@ -569,7 +570,7 @@ def nodes(job: str, number: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_what_the_command_trains_has_room(job: str) -> None:
-    """At the beginning for the fewest workers, since the check before training counts what is there; later for all."""
+    """At the beginning for the fewest workers, so that nothing has to be waited for; later for all."""
     found = list(stages(job))
     assert found
     for stage in found:
@@ -585,6 +586,25 @@ def test_what_the_command_trains_has_room(job: str) -> None:
         assert {stage.cluster.workers * stage.cluster.gpus_per_worker for stage in found} == {gpus}
     head = pods(job)["head"]["containers"][0]
     assert {"name": "SCALABLEVIT_ROOT", "value": "/storage/scalablevit"} in head["env"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_knows_what_its_autoscaler_may_start(job: str) -> None:
+    """Ray's autoscaler on Kubernetes does not say it; the check of room and the wait for nodes need it."""
+    scales = ray_job(job)["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling", False)
+    for name, pod in pods(job).items():
+        (container, *_) = pod["containers"]
+        said = [each["value"] for each in container.get("env", []) if each["name"] == NODE_TYPES]
+        if not scales or name == "submitter":
+            assert not said
+            continue
+        asked = {group["groupName"]: group for group in groups(job)}
+        found = {kind.name: kind for kind in parse_config(said[0], NODE_TYPES).types}
+        assert found.keys() == asked.keys()
+        for group, kind in found.items():
+            requests = asked[group]["template"]["spec"]["containers"][0]["resources"]["requests"]
+            assert kind.max_nodes == asked[group]["maxReplicas"]
+            assert kind.resources == {"CPU": float(requests["cpu"]), "GPU": float(requests["nvidia.com/gpu"])}
 
 
 def test_a_search_on_gpus_has_a_trial_on_each_machine_from_the_beginning() -> None:

@@ -139,6 +139,7 @@ def test_a_task_that_no_node_has_room_for_is_refused(monkeypatch):
     """Ray would let it wait for ever."""
     nodes = [SimpleNamespace(resources={"CPU": 2.0}), SimpleNamespace(resources={"CPU": 1.0})]
     monkeypatch.setattr(cluster, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "find_autoscaler", lambda: None)
     stage = load_recipe(RECIPE, ["cluster.workers=7", "cluster.cpus_per_worker=1"]).stages["pretrain"]
     assert cluster.count_processes(stage) == 3
     stage = load_recipe(RECIPE, ["cluster.cpus_per_worker=1", "cluster.gpus_per_worker=1"]).stages["pretrain"]

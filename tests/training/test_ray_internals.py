@@ -199,12 +199,47 @@ def test_fit_puts_its_sigint_handler_in_place_by_one_method():
 def test_living_nodes_are_listed(monkeypatch):
     """That Ray's dictionaries have these keys, tests/pipeline/test_cluster.py shows on a cluster."""
     inspect.signature(ray.nodes).bind()
+    purpose = "to know of which type a node is that an autoscaler started"
+    assert private("ray._raylet", "RAY_NODE_GROUP_KEY", purpose) == ray_internals.NODE_GROUP, broken("its key", purpose)
+    typed = {ray_internals.NODE_GROUP: "small", "ray.io/node-id": "a"}
     known = [
-        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}, "NodeManagerAddress": "10.0.0.1"},
-        {"NodeID": "b", "Alive": False, "Resources": {}, "NodeManagerAddress": "10.0.0.2"},
+        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}, "NodeManagerAddress": "10.0.0.1", "Labels": typed},
+        {"NodeID": "b", "Alive": False, "Resources": {}, "NodeManagerAddress": "10.0.0.2", "Labels": {}},
+        {"NodeID": "c", "Alive": True, "Resources": {}, "NodeManagerAddress": "10.0.0.3", "Labels": {}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: known)
-    assert ray_internals.alive_nodes() == [ray_internals.Node("a", {"CPU": 2.0}, "10.0.0.1")]
+    first, second = ray_internals.alive_nodes()
+    assert first == ray_internals.Node("a", {"CPU": 2.0}, "10.0.0.1", "small")
+    assert second == ray_internals.Node("c", {}, "10.0.0.3", "")
+
+
+def test_the_head_is_known_by_its_resource():
+    purpose = "to ask the head what its autoscaler may start"
+    name = private("ray._common.constants", "HEAD_NODE_RESOURCE_NAME", purpose)
+    assert ray_internals.is_head(ray_internals.Node("a", {name: 1.0}, "")), broken(name, purpose)
+    assert not ray_internals.is_head(ray_internals.Node("a", {"node:10.0.0.1": 1.0}, ""))
+
+
+def test_the_autoscalers_configuration_is_the_file_that_its_process_names(monkeypatch, tmp_path):
+    """tests/cluster/test_autoscaling.py shows it with both autoscalers."""
+    purpose = "to know which nodes an autoscaler may start; without it a cluster that starts from none is refused"
+    services = source_of("ray._private.services")
+    for flag in ('f"--gcs-address={gcs_address}"', '"--autoscaling-config=" + str(autoscaling_config)'):
+        assert flag in services, broken(f"the monitor's {flag}", purpose)
+    file = tmp_path / "config.yaml"
+    file.write_text("available_node_types: {}")
+    address = "10.0.0.9:6379"
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    assert ray_internals.read_autoscaling_config() == ""
+    names = [f"--gcs-address={address}", f"--autoscaling-config={file}"]
+    with subprocess.Popen(
+        ["sh", "-c", "echo; read line", *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as monitor:
+        monitor.stdout.readline()  # else it may not have become that program yet
+        found = ray_internals.read_autoscaling_config()
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.8:6379"))
+        others = ray_internals.read_autoscaling_config()
+    assert (found, others) == (file.read_text(), "")
 
 
 def test_the_size_of_an_upload_is_that_of_what_ray_would_pack(tmp_path):

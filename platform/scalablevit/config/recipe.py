@@ -238,6 +238,8 @@ class Cluster(Section):
     """Data-loading processes of each worker; 0: in the worker itself."""
     max_failures: Annotated[int, Field(ge=0, le=10**6)] = 3
     """Restarts from the last checkpoint after a worker was lost."""
+    wait_for_nodes_minutes: Annotated[float, Field(ge=0, le=10**6)] = 20.0
+    """Longest wait for nodes that the cluster's autoscaler starts, each time; 0: only nodes that are there count."""
     storage: str | None = None
     """Where run folders are: a path or an address such as s3://bucket/folder; null: `<root>/runs`."""
 

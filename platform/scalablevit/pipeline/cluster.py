@@ -12,17 +12,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from scalablevit.config.errors import UserError, UserErrors, raise_all
+from scalablevit.config.errors import UserError, raise_all
 from scalablevit.config.recipe import Stage
 from scalablevit.config.user_code import SHOWN_SUM, UserPackage, find_packages
 from scalablevit.pipeline import node_checks
 from scalablevit.pipeline.node_checks import Finding, NodeFacts
 from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
-from scalablevit.runs.console import say_while_waiting
-from scalablevit.runs.signals import interruptible_start
+from scalablevit.runs.console import Console, WaitReporter, say_while_waiting
+from scalablevit.runs.signals import interruptible_start, raise_if_interrupted
 from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, Node, alive_nodes, count_gpus
+from scalablevit.training.room import (
+    NODE_TYPES,
+    Resources,
+    ask_for_workers,
+    find_autoscaler,
+    format_types,
+    least_workers,
+    worker_resources,
+    workers_on,
+)
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """Folder of this package: in a job, of the uploaded copy."""
@@ -30,6 +40,8 @@ PROBE_S = 120.0
 """Longest wait, in seconds, for an answer from every node, which may first have to start a process."""
 CONNECT_TIMEOUT_S = 10.0
 """Longest wait, in seconds, for a cluster's address to take a connection; Ray itself tries for many minutes."""
+NODES_POLL_S = 1.0
+"""Seconds between two looks at whether nodes have come."""
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 START_HEAD_HINT = "start a head (python infra/head.py start), or unset RAY_ADDRESS to run on this machine"
 """What to do when no cluster answers."""
@@ -45,6 +57,8 @@ def connect(
 ) -> None:
     """Connect to the cluster that RAY_ADDRESS names, else start Ray on this machine, and check that the stages fit.
 
+    Where the cluster's autoscaler may start the nodes that are missing, they are asked for and waited for.
+
     This package is sent to the workers (Ray's `py_modules`), so driver and workers run the same code, installed or not.
     So are users' packages that are not installed; every node must have the same of each.
 
@@ -57,8 +71,8 @@ def connect(
         files: paths that workers read, besides those of the stages; by path, its name in errors.
 
     Raises:
-        UserError: the cluster does not answer, has too little room (with the arithmetic), or has a node that does not
-            see the files or has other users' code.
+        UserError: the cluster does not answer, has too little room (with the arithmetic) also after
+            `cluster.wait_for_nodes_minutes`, or has a node that does not see the files or has other users' code.
     """
     names = [*imports, *(name for resolved in stages for name in resolved.stage.imports)]
     packages = find_packages(names)
@@ -66,8 +80,9 @@ def connect(
     if not address:
         _check_fit(stages, [local_resources()], "this machine")
     start_ray(packages, _trial_variables(stages, trial_gpus))
+    hint = _await_nodes({f"stage {each.name}: ": each.stage for each in stages}) if address else ""
     nodes = alive_nodes()
-    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)")
+    _check_fit(stages, [node.resources for node in nodes], f"the cluster of {len(nodes)} node(s)", hint)
     if address and not trial_gpus:  # the plan has those of this machine
         for warning in unused_gpus(stages, sum(node.resources.get("GPU", 0.0) for node in nodes), "the cluster"):
             print(f"warning: {warning}", flush=True)
@@ -181,11 +196,26 @@ def disconnect() -> None:
 
 
 def has_room(stages: Sequence[ResolvedStage]) -> bool:
-    """Return whether the connected cluster, were it empty, has room for all workers of all these stages at once."""
-    return fit_together([stage.stage for stage in stages], [node.resources for node in alive_nodes()])
+    """Return whether the connected cluster, were it empty, has room for all workers of all these stages at once.
+
+    Nodes that its autoscaler may start count, unless a stage does not wait for them.
+    """
+    together = [stage.stage for stage in stages]
+    return fit_together(together, [node.resources for node in alive_nodes()]) or fit_together(
+        together, _most_nodes(together)
+    )
 
 
-def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> bool:
+def _most_nodes(stages: Sequence[Stage]) -> list[Resources]:
+    """Return resources of the living nodes, and of those that the autoscaler may start if all stages wait for nodes."""
+    living = alive_nodes()
+    waits = all(stage.cluster.wait_for_nodes_minutes for stage in stages)
+    autoscaler = find_autoscaler() if waits else None
+    more = autoscaler.startable(living) if autoscaler else []
+    return [*(node.resources for node in living), *(kind.resources for kind in more)]
+
+
+def fit_together(stages: Sequence[Stage], nodes: Sequence[Resources]) -> bool:
     """Return whether the workers of all stages fit on the nodes at once, each worker on one node.
 
     Workers are placed largest first, each on the first node with room. That may miss a tight packing, but never claims
@@ -196,9 +226,9 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
         nodes: resources of each node, by Ray's names (`CPU`, `GPU`).
     """
     free = [dict(node) for node in nodes]
-    wanted = [_resources(stage) for stage in stages for _ in range(stage.cluster.workers)]
+    wanted = [worker_resources(stage) for stage in stages for _ in range(stage.cluster.workers)]
     for worker in sorted(wanted, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
-        node = next((node for node in free if _workers_on(node, worker) >= 1), None)
+        node = next((node for node in free if workers_on(node, worker) >= 1), None)
         if node is None:
             return False
         for kind, amount in worker.items():
@@ -207,8 +237,15 @@ def fit_together(stages: Sequence[Stage], nodes: Sequence[dict[str, float]]) -> 
 
 
 def count_copies(stage: Stage) -> int:
-    """Return how many trainings like this stage the connected cluster, were it empty, has room for at once."""
-    nodes, count = [node.resources for node in alive_nodes()], 0
+    """Return how many trainings like this stage the connected cluster, were it empty, has room for at once.
+
+    Nodes that its autoscaler may start count, unless the stage does not wait for them.
+    """
+    return _count_copies(stage, _most_nodes([stage]))
+
+
+def _count_copies(stage: Stage, nodes: Sequence[Resources]) -> int:
+    count = 0
     while fit_together([stage] * (count + 1), nodes):
         count += 1
     return count
@@ -217,17 +254,21 @@ def count_copies(stage: Stage) -> int:
 def count_processes(stage: Stage) -> int:
     """Return how many processes like a worker of this stage the connected cluster, were it empty, has room for.
 
+    Only nodes that are there count, since a short task is not worth more; where none has room, one is waited for.
+
     Raises:
         UserError: there is room for none: a task would wait for it for ever.
     """
     one = {"workers": 1, "min_workers": None}
-    count = count_copies(stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)}))
+    stage = stage.model_copy(update={"cluster": stage.cluster.model_copy(update=one)})
+    hint = _await_nodes({"": stage})
+    count = _count_copies(stage, [node.resources for node in alive_nodes()])
     if not count:
         raise UserError(
             f"the cluster has no node with {stage.cluster.cpus_per_worker:g} CPU and "
             f"{stage.cluster.gpus_per_worker:g} GPU",
             where="cluster.cpus_per_worker, cluster.gpus_per_worker",
-            fix="ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to do it in this process",
+            fix=f"ask for less, such as cluster.gpus_per_worker=0, or unset RAY_ADDRESS to do it in this process{hint}",
         )
     return count
 
@@ -254,47 +295,114 @@ def unused_gpus(stages: Sequence[ResolvedStage], gpus: float, whose: str) -> lis
     return [f"{whose} has {gpus:g} GPUs, and no stage uses one: set cluster.gpus_per_worker=1"]
 
 
-def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[dict[str, float]], what: str) -> None:
-    errors = [error for stage in stages for error in _misfits(stage, nodes, what)]
-    if errors:
-        raise UserErrors(errors) if len(errors) > 1 else errors[0]
+def _await_nodes(stages: Mapping[str, Stage]) -> str:
+    """Let the autoscaler start nodes for the stages that living nodes have no room for, and wait for them.
+
+    Args:
+        stages: by the start of their `where` in errors.
+
+    Returns:
+        A hint for the error of a stage that still has no room: nobody says what an autoscaler may start.
+
+    Raises:
+        UserError: also all that the autoscaler may start has too little room, or the nodes did not come in time.
+    """
+    living = alive_nodes()
+    there = [node.resources for node in living]
+    short = {
+        label: stage
+        for label, stage in stages.items()
+        if stage.cluster.wait_for_nodes_minutes and _room(stage, there) < least_workers(stage)
+    }
+    if not short:
+        return ""
+    autoscaler = find_autoscaler()
+    if autoscaler is None:
+        return f"; what an autoscaler of this cluster may start is not known here ({NODE_TYPES} can say it)"
+    more = autoscaler.startable(living)
+    what = f"the cluster of {len(living)} node(s), with all that its autoscaler may start ({format_types(more)}),"
+    most = [*there, *(kind.resources for kind in more)]
+    raise_all([error for label, stage in short.items() for error in _misfits(label, stage, most, what)])
+    for label, stage in short.items():
+        _await_room(label, stage, format_types(more))
+    return ""
 
 
-def _misfits(resolved: ResolvedStage, nodes: Sequence[dict[str, float]], what: str) -> list[UserError]:
+def _await_room(label: str, stage: Stage, more: str) -> None:
+    """Ask the autoscaler for nodes until the stage's least number of workers has room, and say what is waited for.
+
+    Args:
+        label: start of `where` in errors.
+        stage: what needs the nodes.
+        more: what the autoscaler may start, for people.
+
+    Raises:
+        UserError: the nodes did not come within `cluster.wait_for_nodes_minutes`.
+    """
+    workers, minutes = least_workers(stage), stage.cluster.wait_for_nodes_minutes
+    before, deadline, known = {node.id for node in alive_nodes()}, time.monotonic() + 60 * minutes, -1
+    console = Console("cluster")
+    waiting = WaitReporter(console, "room")
+    try:
+        with ask_for_workers(stage):
+            while True:
+                nodes = alive_nodes()
+                there = [node.resources for node in nodes]
+                room = _room(stage, there)
+                if room >= workers:
+                    return
+                if room > known:
+                    known, what = room, f"room: {room} of {workers} workers"
+                    console.say(f"{label}waiting for {what}; the autoscaler may start up to {more}")
+                    waiting.begin(what)
+                if time.monotonic() > deadline:
+                    came = sum(node.id not in before for node in nodes)
+                    raise UserError(
+                        f"after {minutes:g} minutes the cluster has room for {room} of {workers} workers "
+                        f"({_arithmetic(stage, there)}): of what the autoscaler may start ({more}) {came} node(s) came",
+                        where=f"{label}cluster.wait_for_nodes_minutes",
+                        fix="`ray status` on the head says why nodes do not come; wait longer, or ask for less",
+                    )
+                waiting.update()
+                time.sleep(NODES_POLL_S)
+                raise_if_interrupted()
+    finally:
+        console.close()
+
+
+def _check_fit(stages: Sequence[ResolvedStage], nodes: Sequence[Resources], what: str, hint: str = "") -> None:
+    raise_all([error for each in stages for error in _misfits(f"stage {each.name}: ", each.stage, nodes, what, hint)])
+
+
+def _misfits(label: str, stage: Stage, nodes: Sequence[Resources], what: str, hint: str = "") -> list[UserError]:
     """Return an error if the nodes have too few resources for the stage's least number of workers; else nothing."""
-    workers = least_workers(resolved.stage)
-    wanted = _resources(resolved.stage)
-    room = sum(_workers_on(node, wanted) for node in nodes)
+    workers = least_workers(stage)
+    room = _room(stage, nodes)
     if room >= workers:
         return []
-    arithmetic = "; ".join(
-        f"{workers} x {amount:g} = {workers * amount:g} {kind} asked, "
-        f"{sum(node.get(kind, 0.0) for node in nodes):g} there"
-        for kind, amount in wanted.items()
-        if amount
-    )
     return [
         UserError(
-            f"{what} has room for {room} of {workers} workers ({arithmetic})",
-            where=f"stage {resolved.name}: cluster.workers",
-            fix=(f"set cluster.workers={room}, " if room else "") + "ask less for each worker, or add nodes",
+            f"{what} has room for {room} of {workers} workers ({_arithmetic(stage, nodes)})",
+            where=f"{label}cluster.workers",
+            fix=(f"set cluster.workers={room}, " if room else "") + f"ask less for each worker, or add nodes{hint}",
         )
     ]
 
 
-def _resources(stage: Stage) -> dict[str, float]:
-    """Return what a worker of the stage takes, by Ray's names."""
-    return {"CPU": stage.cluster.cpus_per_worker, "GPU": stage.cluster.gpus_per_worker}
+def _room(stage: Stage, nodes: Sequence[Resources]) -> int:
+    """Return how many workers of the stage the nodes, were they empty, have room for."""
+    return sum(workers_on(node, worker_resources(stage)) for node in nodes)
 
 
-def _workers_on(node: dict[str, float], wanted: dict[str, float]) -> int:
-    """Return how many workers fit on a node, since a worker takes all its resources from one."""
-    return min(int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount)
-
-
-def least_workers(stage: Stage) -> int:
-    """Return the fewest workers that the stage starts with."""
-    return stage.cluster.min_workers or stage.cluster.workers
+def _arithmetic(stage: Stage, nodes: Sequence[Resources]) -> str:
+    """Return what the stage's least number of workers takes, and what the nodes have."""
+    workers = least_workers(stage)
+    return "; ".join(
+        f"{workers} x {amount:g} = {workers * amount:g} {kind} asked, "
+        f"{sum(node.get(kind, 0.0) for node in nodes):g} there"
+        for kind, amount in worker_resources(stage).items()
+        if amount
+    )
 
 
 def _check_reach(
@@ -390,7 +498,7 @@ def find_on_nodes(
     versions, connecting = node_checks.versions(), _connecting(nodes, stages)
     for node in nodes:
         hosted = [
-            (each, room) for each in stages or () if (room := _workers_on(node.resources, _resources(each.stage)))
+            (each, room) for each in stages or () if (room := workers_on(node.resources, worker_resources(each.stage)))
         ]
         if node.id not in answers or (stages and not hosted):
             continue
@@ -421,7 +529,7 @@ def _connecting(nodes: Sequence[Node], stages: Sequence[ResolvedStage] | None) -
         return {node.id for node in nodes if node.resources.get("CPU")}
     ids: set[str] = set()
     for stage in (resolved.stage for resolved in stages):
-        room = {node.id: _workers_on(node.resources, _resources(stage)) for node in nodes}
+        room = {node.id: workers_on(node.resources, worker_resources(stage)) for node in nodes}
         if stage.cluster.workers > max(room.values()):  # else Ray puts all on one node if it is free
             ids |= {node for node, workers in room.items() if workers}
     return ids

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scalablevit.pipeline.cluster import least_workers, local_resources, unused_gpus
+from scalablevit.pipeline.cluster import local_resources, unused_gpus
 from scalablevit.pipeline.node_checks import driver_gpus
 from scalablevit.pipeline.resolve import ResolvedStage
+from scalablevit.training.room import least_workers
 
 PROCESS_BYTES = 1.2 * 2**30
 """Memory of a worker with torch and its libraries, before it trains, in bytes; measured on a CPU."""

@@ -22,6 +22,7 @@ from scalablevit.training.ray_internals import (
     WorkerGroupCallback,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    alive_nodes,
     keep_sigint_handler,
     mark_preempted,
     placement_group_of,
@@ -30,6 +31,7 @@ from scalablevit.training.ray_internals import (
     set_poll_interval,
     without_datasets,
 )
+from scalablevit.training.room import ask_for_workers, find_autoscaler, format_types, worker_resources, workers_on
 from scalablevit.training.worker_result import WorkerResult
 
 if TYPE_CHECKING:  # it loads torch models and data code
@@ -38,9 +40,12 @@ if TYPE_CHECKING:  # it loads torch models and data code
 set_defaults(TRAIN_VARIABLES)
 
 PLACING_RETRIES = 2
-"""Retries when workers could not be placed; Ray's default is to retry forever."""
+"""Retries when workers could not be placed and no autoscaler may start a node for one; Ray's default is to retry
+forever."""
 STOP = "stop"
 """Name of the file in a run's folder that makes its workers save and end."""
+PLACED_POLL_S = 1
+"""Whole seconds between two looks at whether a stop is asked for, in a wait for room."""
 RESTART_PAUSE_S = 1.0
 """Seconds before a new controller starts, in which Ray frees the old one's resources or an interrupt disconnects us."""
 
@@ -66,7 +71,8 @@ def launch(
 
     Raises:
         UserError: the workers found a problem that the user must fix.
-        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
+        TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed; with an
+            autoscaler, not within `cluster.wait_for_nodes_minutes`.
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
     own_callbacks = [_NodeInterface(), _Release(), *([_StopFileWatcher(stop_file)] if stop_file is not None else [])]
@@ -91,6 +97,8 @@ def launch(
             kind, what = _classify_failure(error)
             details = f"{what}\n{error}"
             lost, unplaced = lost + (kind == "lost"), unplaced + (kind == "unplaced")
+            if kind == "unplaced" and _wait_for_nodes(stage, stop_file, kept, details):
+                unplaced = 0
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
                 raise TrainingFailed(kept, details) from error
         time.sleep(RESTART_PAUSE_S)
@@ -101,6 +109,43 @@ def launch(
     if result.error is not None:
         raise result.error
     return result
+
+
+def _wait_for_nodes(stage: Stage, stop_file: Path | None, kept: str, details: str) -> bool:
+    """Wait for room while an autoscaler starts nodes for workers, which takes it longer than Ray Train waits.
+
+    Args:
+        stage: the stage whose workers found no room.
+        stop_file: once the file exists, nothing is waited for.
+        kept: folder of what was trained so far; empty: nothing was.
+        details: why the workers could not be placed.
+
+    Returns:
+        Whether there is room now; False: no autoscaler may start a node with room for a worker.
+
+    Raises:
+        TrainingFailed: no room came in time, or this process is disconnected from the cluster.
+        KeyboardInterrupt: `stop_file` is there.
+    """
+    minutes, autoscaler = stage.cluster.wait_for_nodes_minutes, None
+    if minutes and ray.is_initialized():
+        autoscaler = find_autoscaler()
+    more = autoscaler.startable(alive_nodes()) if autoscaler else []
+    if not any(workers_on(kind.resources, worker_resources(stage)) for kind in more):
+        return False
+    print(f"there is no room for the workers: waiting up to {minutes:g} minutes; the autoscaler may start up to "
+          f"{format_types(more)}", flush=True)  # fmt: skip
+    deadline = time.monotonic() + 60 * minutes
+    with ask_for_workers(stage) as group:
+        while not group.wait(PLACED_POLL_S):
+            if stop_file is not None and stop_file.exists():
+                raise KeyboardInterrupt
+            if not ray.is_initialized():
+                raise TrainingFailed(kept, details)
+            if time.monotonic() > deadline:
+                raise TrainingFailed(kept, f"{details}; no room came within {minutes:g} minutes "
+                                           "(cluster.wait_for_nodes_minutes)")  # fmt: skip
+    return True
 
 
 def _trainer(

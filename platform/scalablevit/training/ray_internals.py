@@ -11,6 +11,7 @@ Ray is imported where it is needed: a recipe and this machine are checked before
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,9 +36,11 @@ __all__ = [
     "count_gpus",
     "failed_health_check",
     "function_has_returned",
+    "is_head",
     "keep_sigint_handler",
     "mark_preempted",
     "placement_group_of",
+    "read_autoscaling_config",
     "remove_orphans",
     "set_defaults",
     "set_poll_interval",
@@ -102,6 +105,9 @@ Missing: the public runtime context exists after `ray.init` only, and does not k
 """
 
 
+NODE_GROUP = "ray.io/node-group"
+"""Label of a node that an autoscaler started: the name of its type."""
+
 _POLL_IS_GIVEN = POLL_VARIABLE in os.environ
 
 
@@ -130,6 +136,8 @@ class Node:
     """All resources of the node, in use or not, by Ray's names: "CPU", "GPU", ..."""
     address: str
     """By which the other nodes reach it."""
+    type: str = ""
+    """Name of its node type, where an autoscaler started it and said so."""
 
 
 def alive_nodes() -> list[Node]:
@@ -141,7 +149,35 @@ def alive_nodes() -> list[Node]:
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [Node(node["NodeID"], node["Resources"], node["NodeManagerAddress"]) for node in nodes if node["Alive"]]
+    return [
+        Node(node["NodeID"], node["Resources"], node["NodeManagerAddress"], node["Labels"].get(NODE_GROUP, ""))
+        for node in nodes
+        if node["Alive"]
+    ]
+
+
+def is_head(node: Node) -> bool:
+    """Return whether a node is the head, which has a resource of its own. Missing: a public word for it."""
+    return "node:__internal_head__" in node.resources
+
+
+def read_autoscaling_config() -> str:
+    """Return the text of the configuration with which this cluster's autoscaler runs; empty: none. For the head.
+
+    Missing: Ray has a place for node types and their maxima in the head's store, but neither autoscaler (v1, v2) fills
+    it; both are started with the file's path.
+    """
+    import ray
+
+    cluster = f"--gcs-address={ray.get_runtime_context().gcs_address}"
+    flag = "--autoscaling-config="
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended, or is another user's
+            arguments = entry.read_text(encoding="utf-8", errors="replace").split("\0")
+            paths = [argument.removeprefix(flag) for argument in arguments if argument.startswith(flag)]
+            if cluster in arguments and paths:
+                return Path(paths[0]).expanduser().read_text(encoding="utf-8")
+    return ""
 
 
 def count_gpus() -> int:
