@@ -1,5 +1,6 @@
 """Training over two hosts that share files and nothing else: each has an address, a name and a temporary folder."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,10 +8,13 @@ import pytest
 from harness.hosts import missing
 from harness.two_hosts import Cluster, HostJob, two_hosts, wait_for
 
+from scalablevit.training.ray_internals import JOB_VARIABLE
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
 
 JOB_S = 600
 MOMENT_S = 300
+DRAIN_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def second(cluster: Cluster) -> Iterator[Cluster]:
     cluster.hosts[1].end_processes()
 
 
-def recipe(cluster: Cluster, steps: int) -> dict[str, Any]:
+def recipe(cluster: Cluster, steps: int, checkpoint_every: int = 20) -> dict[str, Any]:
     return {
         "name": "hosts",
         "version": 2,
@@ -41,7 +45,7 @@ def recipe(cluster: Cluster, steps: int) -> dict[str, Any]:
         "task": {"kind": "classification"},
         "optimizer": {"lr": 1e-3},
         "training": {"steps": steps, "global_batch_size": 16, "evaluate_every": {"steps": steps}, "log_every_steps": 1,
-                     "checkpoint_every": {"steps": 20}},
+                     "checkpoint_every": {"steps": checkpoint_every}},
         "cluster": {"workers": 2, "min_workers": 1, "cpus_per_worker": 1, "max_failures": 3},
     }  # fmt: skip
 
@@ -87,3 +91,34 @@ def test_a_host_that_joins_later_is_used(cluster: Cluster) -> None:
     finally:
         cluster.hosts[1].end_processes()
     assert worlds(job) == [1, 2], job.log.read_text()
+
+
+@pytest.mark.long
+def test_a_host_that_is_drained_is_saved_for_done_without_and_used_again(second: Cluster) -> None:
+    job = second.job(recipe(second, 3000, checkpoint_every=1000), "drained")
+    wait_for(lambda: worlds(job) == [2], MOMENT_S, job.log)
+    second.drain(second.hosts[1], deadline_s=DRAIN_S)
+    wait_for(lambda: job.newest_checkpoint() > 0, DRAIN_S, job.log)
+    saved = job.newest_checkpoint()
+    wait_for(lambda: worlds(job) == [2, 1], MOMENT_S, job.log)
+    second.hosts[1].end_processes()
+    second.start_node(second.hosts[1])
+    assert job.ended(JOB_S) == 0, job.log.read_text()
+    assert worlds(job) == [2, 1, 2], job.log.read_text()
+    assert job.events("started")[1]["from_step"] == saved < 1000, "it was saved for the drain, and steps are done once"
+    assert not job.events("lost")
+    assert "a node is about to be taken away: the workers ended at step" in job.log.read_text()
+
+
+@pytest.mark.long
+def test_workers_that_do_not_reach_each_other_are_one_plain_error(second: Cluster) -> None:
+    wrong = {"runtime_env": {"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}}}
+    job = second.job(recipe(second, 60), "unreached", **{JOB_VARIABLE: json.dumps(wrong)})
+    assert job.ended(JOB_S) == 2, job.log.read_text()
+    said = job.log.read_text()
+    assert "Traceback" not in said, said
+    first, other = (f"node {host.address} (interface lo)" for host in second.hosts)
+    assert (
+        f"{first}, {other}: workers on 2 nodes cannot reach each other: by GLOO_SOCKET_IFNAME=lo those here use "
+        "127.0.0.1, which no other machine reaches\n  fix: unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    ) in said, said

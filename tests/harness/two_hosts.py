@@ -17,6 +17,11 @@ from scalablevit.run_files import ATTEMPTS
 
 PORT = "6379"
 START_S = 180
+FIND_NODE = """
+import os, ray
+ray.init(address=os.environ["RAY_ADDRESS"], logging_level="ERROR")
+print(*(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == os.environ["NODE"]))
+"""
 QUICK_HEALTH = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -59,6 +64,15 @@ class Cluster:
     def start_node(self, host: Host) -> None:
         """Start a node on a host."""
         self._start(host, "--address", self.address)
+
+    def drain(self, host: Host, deadline_s: int) -> None:
+        """Announce that a host's node will be taken away, as autoscalers do."""
+        environment = self.environment(RAY_ADDRESS=self.address, NODE=host.address)
+        node = self.hosts[0].run(sys.executable, "-c", FIND_NODE, limit_s=START_S, env=environment).split()[-1]
+        self.hosts[0].run(self._command, "drain-node", "--address", self.address, "--node-id", node,
+                          "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot capacity is gone",
+                          "--deadline-remaining-seconds", str(deadline_s), limit_s=START_S,
+                          env=environment)  # fmt: skip
 
     def _start(self, host: Host, *options: str) -> None:
         self._nodes += 1
