@@ -67,14 +67,15 @@ def launch(
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed.
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
-    own_callbacks = [NetworkCallback(on_gpus=stage.cluster.gpus_per_worker > 0), _Release()]
-    own_callbacks += [_StopFileWatcher(stop_file)] if stop_file is not None else []
+    own_callbacks = [_Release(), *([_StopFileWatcher(stop_file)] if stop_file is not None else [])]
     kept = "" if worker_config.evaluate_only else run_folder
     onwards = "going on from the last checkpoint" if kept else "beginning again"
     lost = unplaced = 0
+    again = False
     while True:
+        network = NetworkCallback(on_gpus=stage.cluster.gpus_per_worker > 0, again=again)
         trainer = _trainer(
-            stage, worker_config, run_folder, [*callbacks, *own_callbacks], stage.cluster.max_failures - lost
+            stage, worker_config, run_folder, [*callbacks, network, *own_callbacks], stage.cluster.max_failures - lost
         )
         try:
             result = WorkerResult.from_dict(trainer.fit().return_value)
@@ -96,6 +97,7 @@ def launch(
         if not ray.is_initialized():  # a new fit() would start a cluster of its own
             raise TrainingFailed(kept, details)
         remove_orphans()
+        again = True
         print(f"{what}; {onwards} with new workers", flush=True)
     if result.error is not None:
         raise result.error

@@ -87,28 +87,28 @@ class GroupUnreachable(Exception):
             return UserError(
                 f"there is no network interface for the workers by {lacking[0].chosen_by}",
                 where=_name_nodes(lacking),
-                fix=f"unset {GLOO} and {NCCL} where Ray is started there and in the job, so that the interface with "
-                "the node's address in the cluster is used; or name one that has an address there",
+                fix="unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started there and in the job, so "
+                "that the interface with the node's address in the cluster is used; or name one that has an address there",
             )
         if local := [each for each in self.endpoints if each.is_loopback]:
             return UserError(
                 f"workers on {len(self.endpoints)} nodes cannot reach each other: by {local[0].chosen_by} those here "
                 f"use {local[0].address}, which no other machine reaches",
                 where=_name_nodes(local),
-                fix=f"unset {GLOO} and {NCCL} where Ray is started there and in the job, so that the interface with "
-                "the node's address in the cluster is used; or name one that the other nodes reach",
+                fix="unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started there and in the job, so "
+                "that the interface with the node's address in the cluster is used; or name one that the other nodes reach",
             )
         failed = "; ".join(self.failures[:SHOWN]) + and_more(len(self.failures), SHOWN)
         return UserError(
             f"workers cannot reach each other: {failed}",
             where=_name_nodes(self.endpoints),
             fix="let nodes connect to one another on all ports from 1024 on, or name an interface that all reach in "
-            f"{GLOO} and {NCCL} where Ray is started",
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started",
         )
 
 
 class NetworkLost(GroupUnreachable):
-    """The workers do not reach each other, and those of an earlier group did: it may pass."""
+    """The workers do not reach each other, and an earlier group had started: it may pass."""
 
 
 class NetworkCallback(WorkerGroupCallback):
@@ -116,11 +116,12 @@ class NetworkCallback(WorkerGroupCallback):
 
     Args:
         on_gpus: whether the process group is one of NCCL, else of Gloo.
+        again: whether this is not the first controller: workers had started before.
     """
 
-    def __init__(self, *, on_gpus: bool) -> None:
+    def __init__(self, *, on_gpus: bool, again: bool = False) -> None:
         self._variable = NCCL if on_gpus else GLOO
-        self._joined = False
+        self._again = again
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """Try the network of new workers; Ray calls this before it sets up their process group.
@@ -135,6 +136,7 @@ class NetworkCallback(WorkerGroupCallback):
         if len(by_node) > 1:
             self._connect(list(by_node.values()))
         ray.get([worker.execute_async(_close_endpoint) for worker in workers])
+        self._again = True
         return {}
 
     def _connect(self, members: list[tuple[Endpoint, Any]]) -> None:
@@ -144,8 +146,7 @@ class NetworkCallback(WorkerGroupCallback):
             asked = [worker.execute_async(_connection_error, endpoint.node, endpoints) for endpoint, worker in members]
             failures = [failure for failure in ray.get(asked) if failure]
         if failures or not is_usable:
-            raise (NetworkLost if self._joined else GroupUnreachable)(endpoints, failures)
-        self._joined = True
+            raise (NetworkLost if self._again else GroupUnreachable)(endpoints, failures)
 
 
 def _open_endpoint(variable: str) -> Endpoint:
@@ -265,7 +266,7 @@ def find_network_error(error: Exception) -> UserError | None:
         f"workers cannot reach each other: {failure}",
         where=", ".join(f"node {node}" for node in nodes[:SHOWN]) + and_more(len(nodes), SHOWN) or "cluster",
         fix="let nodes connect to one another on all ports from 1024 on, or name an interface that all reach in "
-        f"{GLOO} and {NCCL} where Ray is started",
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started",
     )
 
 
