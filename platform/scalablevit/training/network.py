@@ -88,7 +88,7 @@ class GroupUnreachable(Exception):
                 f"there is no network interface for the workers by {lacking[0].chosen_by}",
                 where=_name_nodes(lacking),
                 fix="unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started there and in the job, so "
-                "that the interface with the node's address in the cluster is used; or name one that has an address there",
+                "that the interface with the node's address in the cluster is used; or name one with an address there",
             )
         if local := [each for each in self.endpoints if each.is_loopback]:
             return UserError(
@@ -96,7 +96,7 @@ class GroupUnreachable(Exception):
                 f"use {local[0].address}, which no other machine reaches",
                 where=_name_nodes(local),
                 fix="unset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where Ray is started there and in the job, so "
-                "that the interface with the node's address in the cluster is used; or name one that the other nodes reach",
+                "that the interface with the node's address in the cluster is used; or name one that the others reach",
             )
         failed = "; ".join(self.failures[:SHOWN]) + and_more(len(self.failures), SHOWN)
         return UserError(
