@@ -29,6 +29,7 @@ def second(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with a node on its second host, too."""
     cluster.start_node(cluster.hosts[1])
     yield cluster
+    cluster.end_jobs()
     cluster.hosts[1].end_processes()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ class Cluster:
         self.address = f"{members[0].address}:{PORT}"
         self._command = str(Path(sys.executable).with_name("ray"))
         self._nodes = 0
+        self._jobs: list[HostJob] = []
         self._token = secrets.token_hex(32)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -84,7 +86,16 @@ class Cluster:
 
     def job(self, recipe: Mapping[str, Any], name: str, **variables: str) -> "HostJob":
         """Start a pretraining on the first host, with a root of its own in the shared folder."""
-        return HostJob(self, recipe, self.folder / name, variables)
+        job = HostJob(self, recipe, self.folder / name, variables)
+        self._jobs.append(job)
+        return job
+
+    def end_jobs(self) -> None:
+        """SIGKILL to jobs that a failed test left, which would take the room of the next one's."""
+        for job in self._jobs:
+            if job.process.poll() is None:
+                os.killpg(job.process.pid, signal.SIGKILL)
+                job.process.wait(timeout=START_S)
 
 
 class HostJob:
