@@ -373,10 +373,10 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     start(connect(None))
     try:
         assert "cannot connect to the cluster: Maybe you called ray.init twice" in said(connect("local"))
-        here = [node.id for node in cluster.alive_nodes()]
+        here = cluster.alive_nodes()
         blind = [replace(stages[0], stage=load_recipe(TINY, ["data.root=nowhere"]).stages["pretrain"])]
         message = said(lambda: cluster._check_reach(blind, tmp_path / "root", here))
-        assert f"1 of 1 nodes do not see what is here ({here[0]})" in message
+        assert f"1 of 1 nodes do not see what is here ({here[0].address})" in message
         assert f"stage pretrain: data.root ({tmp_path / 'root' / 'nowhere'})" in message
         assert "the cluster has no node with 1000 CPU and " in said(lambda: cluster.count_processes(greedy[0].stage))
         short = load_recipe(TINY, ["cluster.cpus_per_worker=1000", "cluster.wait_for_nodes_minutes=0.001"])
@@ -384,10 +384,11 @@ def test_the_third_gate(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "after 0.001 minutes the cluster has room for 0 of " in message and "0 node(s) came" in message
         package = [UserPackage("mine", other, installed=False)]
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(cluster, "_ask_nodes", lambda *_: {here[0]: {"mine": "f" * 64}})
+            elsewhere.setattr(cluster, "_ask_nodes", lambda *_: {here[0].id: {"mine": "f" * 64}})
             assert "1 of 1 nodes have another mine" in said(lambda: cluster.refuse_other_code(package, here))
         monkeypatch.setattr(cluster, "PROBE_S", 0)
-        assert "not every node answered within 0 s" in said(lambda: cluster.unreadable_on(here, ["/"]))
+        message = said(lambda: cluster.unreadable_on(here, ["/"]))
+        assert f"not every node answered within 0 s whether it sees the files ({here[0].address} did not)" in message
     finally:
         cluster.disconnect()
     written = written_in(cluster)

@@ -113,10 +113,10 @@ def test_a_node_without_the_drivers_key_is_named(
     """Also where it is the only node: Ray may have been started on it before the variables were set."""
     import ray
 
-    def ask(ids: list[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> dict[str, Any]:
+    def ask(nodes: list[Node], question: Callable[[list[str]], Any], items: list[str], what: str) -> dict[str, Any]:
         with monkeypatch.context() as on_node:
             store.use(on_node, "nobody")
-            return {each: question(items) for each in ids}
+            return {each.id: question(items) for each in nodes}
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     monkeypatch.setattr(cluster, "_ask_nodes", ask)

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,11 @@ PORT = "6379"
 START_S = 180
 STEPS = 40
 """Of a stage that is shorter than the time in which the head gives up a node."""
+FIND_NODE = """
+import os, ray
+ray.init(address=os.environ["RAY_ADDRESS"], logging_level="ERROR")
+print(*(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == os.environ["NODE"]))
+"""
 QUICK_HEALTH = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -45,6 +51,7 @@ class Cluster:
         self.address = f"{members[0].address}:{PORT}"
         self._command = str(Path(sys.executable).with_name("ray"))
         self._nodes = 0
+        self._jobs: list[HostJob] = []
         self._token = secrets.token_hex(32)
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -64,6 +71,15 @@ class Cluster:
         """Start a node on a host."""
         self._start(host, "--address", self.address)
 
+    def drain(self, host: Host, deadline_s: int) -> None:
+        """Announce that a host's node will be taken away, as autoscalers do."""
+        environment = self.environment(RAY_ADDRESS=self.address, NODE=host.address)
+        node = self.hosts[0].run(sys.executable, "-c", FIND_NODE, limit_s=START_S, env=environment).split()[-1]
+        self.hosts[0].run(self._command, "drain-node", "--address", self.address, "--node-id", node,
+                          "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot capacity is gone",
+                          "--deadline-remaining-seconds", str(deadline_s), limit_s=START_S,
+                          env=environment)  # fmt: skip
+
     def _start(self, host: Host, *options: str) -> None:
         self._nodes += 1
         log = self.folder / f"{host.name}-{self._nodes}.log"
@@ -74,7 +90,16 @@ class Cluster:
 
     def job(self, recipe: Mapping[str, Any], name: str, **variables: str) -> "HostJob":
         """Start a pretraining on the first host, with a root of its own in the shared folder."""
-        return HostJob(self, recipe, self.folder / name, variables)
+        job = HostJob(self, recipe, self.folder / name, variables)
+        self._jobs.append(job)
+        return job
+
+    def end_jobs(self) -> None:
+        """SIGKILL to jobs that a failed test left, which would take the room of the next one's."""
+        for job in self._jobs:
+            if job.process.poll() is None:
+                os.killpg(job.process.pid, signal.SIGKILL)
+                job.process.wait(timeout=START_S)
 
 
 class HostJob:

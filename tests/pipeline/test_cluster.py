@@ -14,7 +14,7 @@ from scalablevit.pipeline import cluster
 from scalablevit.pipeline.resolve import resolve
 from scalablevit.tracking.environment import code_digest
 from scalablevit.training.environment import CPU_ALLOCATOR, worker_variables
-from scalablevit.training.ray_internals import JOB_VARIABLE
+from scalablevit.training.ray_internals import JOB_VARIABLE, Node
 
 RECIPE = Path(__file__).parents[1] / "end_to_end" / "tiny.yaml"
 
@@ -48,11 +48,9 @@ def test_workers_that_fit_only_together_are_placed_and_more_are_refused(two_node
     wide = resolve(load_recipe(RECIPE, ["cluster.cpus_per_worker=2"]), tmp_path)
     with pytest.raises(UserError, match="room for 0 of 2 workers"):
         cluster._check_fit(wide, [{"CPU": 1.0}, {"CPU": 1.0}], "the cluster of 2 node(s)")
-    import ray
-
-    nodes = [node["NodeID"] for node in ray.nodes()]
+    nodes = cluster.alive_nodes()
     seen = cluster.unreadable_on(nodes, [str(tmp_path), "/nowhere/runs"])
-    assert seen == {node: ["/nowhere/runs"] for node in nodes}
+    assert len(nodes) == 2 and seen == {node.id: ["/nowhere/runs"] for node in nodes}
     assert not list((tmp_path / "runs").glob(".probe-*"))
 
 
@@ -127,11 +125,12 @@ def test_only_jobs_without_a_gpu_have_them(monkeypatch, tmp_path):
 def test_a_node_that_does_not_see_run_storage_is_named(monkeypatch, tmp_path):
     stages = resolve(load_recipe(RECIPE), tmp_path)
     monkeypatch.setattr(cluster, "unreadable_on", lambda nodes, paths: {"a": [], "b": paths[:1]})
+    nodes = [Node("a", {}, "10.0.0.1"), Node("b", {}, "10.0.0.2")]
     with pytest.raises(UserError, match="1 of 2 nodes do not see") as caught:
-        cluster._check_reach(stages, tmp_path, ["a", "b"])
+        cluster._check_reach(stages, tmp_path, nodes)
     assert "cluster.storage" in str(caught.value) and str(tmp_path / "runs") in str(caught.value)
-    with pytest.raises(UserError, match=r"1 of 2 nodes do not see what is here \(b\)") as caught:
-        cluster._check_reach(stages, tmp_path, ["a", "b"], {"/here/weights": "weights (/here/weights)"})
+    with pytest.raises(UserError, match=r"1 of 2 nodes do not see what is here \(10\.0\.0\.2\)") as caught:
+        cluster._check_reach(stages, tmp_path, nodes, {"/here/weights": "weights (/here/weights)"})
     assert caught.value.where == "weights (/here/weights)"
 
 

@@ -1,6 +1,7 @@
 """What a gate and `doctor` find on nodes: each fault is planted, and found by its own function."""
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,7 +150,7 @@ def facts(monkeypatch) -> dict[str, NodeFacts]:
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     monkeypatch.setattr(
         cluster, "_ask_nodes",
-        lambda ids, question, items, what: {each: question(items) for each in answers} if items == [] else answers,
+        lambda nodes, question, items, what: {each: question(items) for each in answers} if items == [] else answers,
     )  # fmt: skip
     return answers
 
@@ -202,8 +203,12 @@ def test_nodes_with_the_same_fault_are_in_one_line(facts, capsys) -> None:
         check([NODE, *nodes])
 
 
-def test_a_node_that_leaves_while_it_is_asked_is_left_out(monkeypatch) -> None:
+@pytest.fixture
+def only_a_answers(monkeypatch) -> Callable[[Exception], list[Node]]:
+    """Two nodes, of which the second raises an error when it is asked for its answer."""
     import ray
+
+    nodes = [replace(OTHER, id=B), replace(NODE, id=A)]
 
     class Task:
         def __init__(self, question: object) -> None:
@@ -216,18 +221,35 @@ def test_a_node_that_leaves_while_it_is_asked_is_left_out(monkeypatch) -> None:
         def remote(self, items: list[str]) -> str:
             return str(self.node)
 
-    def get(node: str, timeout: float) -> str:
-        if node == A:
-            return "here"
-        raise ray.exceptions.NodeDiedError("its node died")
+    def begin(error: Exception) -> list[Node]:
+        def get(node: str, timeout: float) -> str:
+            if node == A:
+                return "here"
+            raise error
 
-    monkeypatch.setattr(ray, "remote", Task)
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(cluster, "alive_nodes", lambda: [replace(NODE, id=A)])
-    assert cluster._ask_nodes([A, B], len, [], "") == {A: "here"}
-    monkeypatch.setattr(cluster, "alive_nodes", lambda: [replace(NODE, id=A), replace(OTHER, id=B)])
-    with pytest.raises(ray.exceptions.NodeDiedError):
-        cluster._ask_nodes([A, B], len, [], "")
+        monkeypatch.setattr(ray, "remote", Task)
+        monkeypatch.setattr(ray, "get", get)
+        monkeypatch.setattr(cluster, "alive_nodes", lambda: nodes)
+        return nodes
+
+    return begin
+
+
+def test_a_node_that_leaves_while_it_is_asked_is_left_out(monkeypatch, only_a_answers) -> None:
+    from ray.exceptions import NodeDiedError
+
+    nodes = only_a_answers(NodeDiedError("its node died"))
+    with pytest.raises(NodeDiedError):
+        cluster._ask_nodes(nodes, len, [], "")
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: nodes[1:])
+    assert cluster._ask_nodes(nodes, len, [], "") == {A: "here"}
+
+
+def test_a_node_that_does_not_answer_is_named_by_its_address(only_a_answers) -> None:
+    from ray.exceptions import GetTimeoutError
+
+    with pytest.raises(UserError, match=r"not every node answered within 120 s at all \(10\.0\.0\.2 did not\)"):
+        cluster._ask_nodes(only_a_answers(GetTimeoutError("late")), len, [], "at all")
 
 
 def test_what_is_known_of_a_node_that_has_left_is_nothing(facts) -> None:

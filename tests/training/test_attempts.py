@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
 
 from scalablevit.run_files import ATTEMPTS
 from scalablevit.training.attempt_events import Lost, StartupTimings, Submitted, UnknownEvent, add_event, read_attempts
-from scalablevit.training.attempts import AttemptsCallback
+from scalablevit.training.attempts import AttemptsCallback, reason_of
 
 LINE = {"event": "started", "entered": 1.0}
 """As an earlier release wrote it."""
@@ -54,6 +56,18 @@ def test_the_file_is_written_as_it_always_was(tmp_path: Path) -> None:
         '{"event": "started", "entered": 2.0, "imported": 3.0, "opened": 4.0, "built": 5.0, "first_step": 6.0, '
         '"from_step": 7, "world": 2}\n'
         '{"event": "lost", "time": 8.5, "ranks": {"1": "gone"}}\n'
+    )
+
+
+def test_a_lost_worker_is_named_with_the_address_of_its_node() -> None:
+    """As Ray words it, in the release that is installed."""
+    context = ActorDiedErrorContext(class_name="RayTrainWorker", actor_id=bytes(16), pid=7, node_ip_address="10.77.0.2",
+                                    error_message="The actor died because its node has died.")  # fmt: skip
+    assert reason_of(ActorDiedError(context)) == (
+        "node 10.77.0.2: The actor died unexpectedly before finishing this task."
+    )
+    assert (
+        reason_of(RuntimeError("Traceback (most recent call last):\n  ...\nValueError: gone\n")) == "ValueError: gone"
     )
 
 

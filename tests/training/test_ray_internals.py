@@ -57,7 +57,8 @@ def launch(ours="launch"):
 
 def hooks_of_ours():
     """Our classes with hooks of the controller, by name."""
-    names = [("launch", "_Release"), ("launch", "_StopFileWatcher"), ("gauges", "GaugesCallback")]
+    names = [("network", "NetworkCallback"), ("launch", "_Release"), ("launch", "_StopFileWatcher"),
+             ("gauges", "GaugesCallback")]  # fmt: skip
     return {name: getattr(launch(module), name) for module, name in names}
 
 
@@ -79,6 +80,7 @@ def source_of(module: str) -> str:
 
 
 HOOKS = [
+    ("WorkerGroupCallback", "NetworkCallback", "before_init_train_context", "to try the network between workers first"),
     ("WorkerGroupCallback", "_Release", "before_init_train_context", "to know what a group of workers holds"),
     ("ControllerCallback", "_Release", "before_controller_shutdown", "to give back what a lost group held"),
     ("WorkerGroupCallback", "_StopFileWatcher", "after_worker_group_training_start", "to know whom Ctrl-C has to tell"),

@@ -32,16 +32,18 @@ def test_a_node_with_other_code_is_named(place, monkeypatch):
     here, packages = package_sums(["mine"]), find_packages(["mine"])
     answers = {"a": dict(here), "b": dict(here)}
     monkeypatch.setattr(cluster, "_ask_nodes", lambda nodes, question, items, what: answers)
-    refuse_other_code(packages, ["a", "b"])
+    nodes = [Node("a", {}, "10.0.0.1"), Node("b", {}, "10.0.0.2")]
+    refuse_other_code(packages, nodes)
     answers["b"] = {"mine": "f" * 64}
     with pytest.raises(UserError) as caught:
-        refuse_other_code(packages, ["a", "b"])
+        refuse_other_code(packages, nodes)
     assert caught.value.what == (
-        f"1 of 2 nodes have another mine than this machine, whose content sum is {here['mine'][:12]} (b: ffffffffffff)"
+        f"1 of 2 nodes have another mine than this machine, whose content sum is {here['mine'][:12]} "
+        "(10.0.0.2: ffffffffffff)"
     )
     answers["b"] = {"mine": ""}
-    with pytest.raises(UserError, match=r"\(b: none\)"):
-        refuse_other_code(packages, ["a", "b"])
+    with pytest.raises(UserError, match=r"\(10\.0\.0\.2: none\)"):
+        refuse_other_code(packages, nodes)
 
 
 def test_a_node_says_what_it_has(place):

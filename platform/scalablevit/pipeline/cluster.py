@@ -21,6 +21,7 @@ from scalablevit.pipeline.resolve import ResolvedStage
 from scalablevit.run_files import RUNS
 from scalablevit.runs.console import Console, WaitReporter, say_while_waiting
 from scalablevit.runs.signals import interruptible_start, raise_if_interrupted
+from scalablevit.text import and_more
 from scalablevit.training.environment import worker_variables
 from scalablevit.training.ray_internals import JOB_VARIABLE, Node, alive_nodes, count_gpus
 from scalablevit.training.room import (
@@ -88,8 +89,8 @@ def connect(
             print(f"warning: {warning}", flush=True)
     _check_nodes(stages, root, nodes)
     if len(nodes) > 1:
-        _check_reach(stages, root, [node.id for node in nodes], files)
-        refuse_other_code(packages, [node.id for node in nodes])
+        _check_reach(stages, root, nodes, files)
+        refuse_other_code(packages, nodes)
 
 
 def start_ray(packages: Sequence[UserPackage] = (), variables: Mapping[str, str] | None = None) -> None:
@@ -406,7 +407,7 @@ def _arithmetic(stage: Stage, nodes: Sequence[Resources]) -> str:
 
 
 def _check_reach(
-    stages: Sequence[ResolvedStage], root: Path, node_ids: Sequence[str], files: Mapping[str, str] = NO_FILES
+    stages: Sequence[ResolvedStage], root: Path, nodes: Sequence[Node], files: Mapping[str, str] = NO_FILES
 ) -> None:
     """Refuse nodes that cannot read what the driver writes to run storage, the data, initial weights or `files`.
 
@@ -425,7 +426,7 @@ def _check_reach(
             wanted[data] = f"{keys}data.root ({data})"
             if resolved.init_weights is not None and Path(resolved.init_weights.location).is_absolute():
                 wanted[resolved.init_weights.location] = f"{keys}model.init ({resolved.init_weights.location})"
-        refuse_unseen(wanted, node_ids)
+        refuse_unseen(wanted, nodes)
 
 
 @contextmanager
@@ -476,12 +477,11 @@ def find_on_nodes(
     answers: Mapping[str, NodeFacts]
     addresses = {location: node_checks.storage_error(location) for location in storages if "://" in location}
     found = [node_checks.find_storage(None, location, *error) for location, error in addresses.items()]
-    ids = [node.id for node in nodes]
-    own = ids[0]
+    own = nodes[0].id
     # nodes may have other keys than the driver; without Ray (no id) there are none, and what fails here is said once
-    storages = [each for each in storages if each not in addresses or (ids[0] and not addresses[each][0])]
+    storages = [each for each in storages if each not in addresses or (own and not addresses[each][0])]
     if len(nodes) == 1 and not addresses.keys() & storages:
-        answers = {ids[0]: node_checks.collect(["", *storages])}
+        answers = {own: node_checks.collect(["", *storages])}
     else:
         import ray
 
@@ -490,9 +490,9 @@ def find_on_nodes(
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server(("", 0), family=family, backlog=len(nodes)) as server:
             place = f"{host}:{server.getsockname()[1]}"
-            answers = _ask_nodes(ids, node_checks.collect, [place, *storages], "whether it can train")
+            answers = _ask_nodes(nodes, node_checks.collect, [place, *storages], "whether it can train")
         before = time.time()
-        clocks = _ask_nodes(ids, node_checks.read_clock, [], "what time it is")
+        clocks = _ask_nodes(nodes, node_checks.read_clock, [], "what time it is")
         after = time.time()
         found += [node_checks.find_clock(node, before, clocks[node.id], after) for node in nodes if node.id in clocks]
     versions, connecting = node_checks.versions(), _connecting(nodes, stages)
@@ -535,48 +535,48 @@ def _connecting(nodes: Sequence[Node], stages: Sequence[ResolvedStage] | None) -
     return ids
 
 
-def refuse_unseen(wanted: dict[str, str], node_ids: Sequence[str] | None = None) -> None:
+def refuse_unseen(wanted: dict[str, str], nodes: Sequence[Node] | None = None) -> None:
     """Refuse nodes that cannot read some paths of this machine.
 
     Args:
         wanted: by path, its name in errors.
-        node_ids: Ray's ids of the nodes; None: of all that are alive.
+        nodes: to ask; None: all that are alive.
 
     Raises:
         UserError: names the paths and the nodes that do not see them, or not every node answered in time.
     """
-    node_ids = node_ids or [node.id for node in alive_nodes()]
-    missing = unreadable_on(node_ids, list(wanted))
-    failing = sorted(node for node, paths in missing.items() if paths)
+    nodes = nodes or alive_nodes()
+    missing = unreadable_on(nodes, list(wanted))
+    failing = [node for node in nodes if missing.get(node.id)]
     if failing:
-        paths = {path for node in failing for path in missing[node]}
+        paths = {path for node in failing for path in missing[node.id]}
         raise UserError(
-            f"{len(failing)} of {len(node_ids)} nodes do not see what is here ({', '.join(failing)})",
+            f"{len(failing)} of {len(nodes)} nodes do not see what is here ({_name_nodes(failing)})",
             where=", ".join(name for path, name in wanted.items() if path in paths),
             fix="use folders that every node mounts, such as --root /nfs/scalablevit, or cluster.storage=s3://...",
         )
 
 
-def unreadable_on(node_ids: Sequence[str], paths: list[str]) -> dict[str, list[str]]:
-    """Return the paths that a process on each node cannot read, by node.
+def unreadable_on(nodes: Sequence[Node], paths: list[str]) -> dict[str, list[str]]:
+    """Return the paths that a process on each node cannot read, by the node's id.
 
     Args:
-        node_ids: Ray's ids of the nodes.
+        nodes: to ask.
         paths: absolute paths.
 
     Raises:
         UserError: not every node answered in time.
     """
-    answers: dict[str, list[str]] = _ask_nodes(node_ids, _find_unreadable, paths, "whether it sees the files")
+    answers: dict[str, list[str]] = _ask_nodes(nodes, _find_unreadable, paths, "whether it sees the files")
     return answers
 
 
-def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) -> None:
+def refuse_other_code(packages: Sequence[UserPackage], nodes: Sequence[Node]) -> None:
     """Refuse nodes that import other users' packages than this machine.
 
     Args:
         packages: as this machine has them.
-        node_ids: Ray's ids of the nodes.
+        nodes: to ask.
 
     Raises:
         UserError: names the packages and the nodes that have another one, or none; or not every node answered in time.
@@ -585,19 +585,19 @@ def refuse_other_code(packages: Sequence[UserPackage], node_ids: Sequence[str]) 
         return
     names = [package.name for package in packages]
     here = {package.name: package.content_sum() for package in packages}
-    answers = _ask_nodes(node_ids, _sums_here, names, "which code of yours it has")
+    answers = _ask_nodes(nodes, _sums_here, names, "which code of yours it has")
     errors = []
     for package in packages:
-        others = {
-            node: sums[package.name][:SHOWN_SUM] or "none"
-            for node, sums in answers.items()
-            if sums[package.name] != here[package.name]
-        }
+        others = [
+            f"{node.address}: {answers[node.id][package.name][:SHOWN_SUM] or 'none'}"
+            for node in nodes
+            if node.id in answers and answers[node.id][package.name] != here[package.name]
+        ]
         if others:
-            listed = ", ".join(f"{node}: {digest}" for node, digest in sorted(others.items()))
+            listed = ", ".join(others)
             errors.append(
                 UserError(
-                    f"{len(others)} of {len(node_ids)} nodes have another {package.name} than this machine, whose "
+                    f"{len(others)} of {len(nodes)} nodes have another {package.name} than this machine, whose "
                     f"content sum is {here[package.name][:SHOWN_SUM]} ({listed})",
                     where=f"imports: {package.name}",
                     fix="install the same version on every node"
@@ -620,8 +620,8 @@ def _sums_here(names: list[str]) -> dict[str, str]:
     return sums
 
 
-def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
-    """Return what a function returns on each node, by node; a node that leaves meanwhile is left out.
+def _ask_nodes(nodes: Sequence[Node], question: Callable[[list[str]], Any], items: list[str], what: str) -> Any:
+    """Return what a function returns on each node, by the node's id; a node that leaves meanwhile is left out.
 
     Raises:
         UserError: not every node answered in time.
@@ -629,25 +629,33 @@ def _ask_nodes(node_ids: Sequence[str], question: Callable[[list[str]], Any], it
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    pending = {}
-    for node in node_ids:
-        here = NodeAffinitySchedulingStrategy(node, soft=False)
-        pending[node] = ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)
+    pending = []
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        pending.append((node, ray.remote(question).options(num_cpus=0, scheduling_strategy=here).remote(items)))
     answers: dict[str, Any] = {}
+    silent: list[Node] = []
     deadline = time.monotonic() + PROBE_S
-    for node, answer in pending.items():
+    for node, answer in pending:
         try:
-            answers[node] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+            answers[node.id] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
-            raise UserError(
-                f"not every node answered within {PROBE_S:.0f} s {what}",
-                where="cluster",
-                fix="look at `ray status`; remove nodes that do not work",
-            ) from None
+            silent.append(node)
         except ray.exceptions.RayError:
-            if any(node == each.id for each in alive_nodes()):
+            if any(node.id == each.id for each in alive_nodes()):
                 raise
+    if silent:
+        raise UserError(
+            f"not every node answered within {PROBE_S:.0f} s {what} ({_name_nodes(silent)} did not)",
+            where="cluster",
+            fix="look at `ray status`; remove nodes that do not work",
+        )
     return answers
+
+
+def _name_nodes(nodes: Sequence[Node]) -> str:
+    """Return the addresses of nodes, of at most `node_checks.SHOWN`."""
+    return ", ".join(node.address for node in nodes[: node_checks.SHOWN]) + and_more(len(nodes), node_checks.SHOWN)
 
 
 def _find_unreadable(paths: list[str]) -> list[str]:

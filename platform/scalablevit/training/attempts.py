@@ -1,5 +1,6 @@
 """Writes what Ray Train's controller learns of a run's workers into the run's `attempts.jsonl`."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,14 @@ class AttemptsCallback(UserCallback):
 
 
 def reason_of(error: Exception) -> str:
-    """Return one line of Ray's error about a worker: the last line of a traceback, the first of another message."""
+    """Return one line of Ray's error about a worker: the last line of a traceback, the first of another message.
+
+    The address of its node is before it where Ray's message has it.
+    """
     error = failed_health_check(error)
+    node = re.search(r"^\s+ip: (\S+)$", str(error), re.MULTILINE)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    line = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return f"node {node[1]}: {line}" if node else line

@@ -30,7 +30,9 @@ variables a process stays as large as its largest step. glibc reads them only wh
 INTERFACE_VARIABLES = {"GLOO_SOCKET_IFNAME": "", "NCCL_SOCKET_IFNAME": "="}
 """Variables that name the network interface of a process group, of Gloo and of NCCL, and what stands before the name.
 
-NCCL takes a name without `=` for a prefix: eth1 would be eth10, too.
+NCCL takes a name without `=` for a prefix: eth1 would be eth10, too. One exact name restricts NCCL's first contact and
+its traffic by TCP, which it would otherwise spread over all interfaces, also over those that other nodes do not reach;
+who has several for training sets the variable. InfiniBand and RoCE are not restricted: NCCL_IB_HCA chooses among those.
 """
 
 

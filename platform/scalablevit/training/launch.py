@@ -14,7 +14,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from scalablevit.config.errors import TrainingFailed
 from scalablevit.config.recipe import Stage
-from scalablevit.training.environment import use_interface_of, worker_variables
+from scalablevit.training.environment import worker_variables
+from scalablevit.training.network import NetworkCallback, NetworkLost, find_network_error, naming_this_node
 from scalablevit.training.pace import pace_of
 from scalablevit.training.ray_internals import (
     TRAIN_VARIABLES,
@@ -70,18 +71,20 @@ def launch(
         The result of rank 0.
 
     Raises:
-        UserError: the workers found a problem that the user must fix.
+        UserError: the workers found a problem that the user must fix, or do not reach each other.
         TrainingFailed: workers failed more often than `cluster.max_failures`, or could not be placed; with an
             autoscaler, not within `cluster.wait_for_nodes_minutes`.
         KeyboardInterrupt: the workers saved and ended because of `stop_file`.
     """
-    own_callbacks = [_NodeInterface(), _Release(), *([_StopFileWatcher(stop_file)] if stop_file is not None else [])]
+    own_callbacks = [_Release(), *([_StopFileWatcher(stop_file)] if stop_file is not None else [])]
     kept = "" if worker_config.evaluate_only else run_folder
     onwards = "going on from the last checkpoint" if kept else "beginning again"
     lost = unplaced = 0
+    again = False
     while True:
+        network = NetworkCallback(on_gpus=stage.cluster.gpus_per_worker > 0, again=again)
         trainer = _trainer(
-            stage, worker_config, run_folder, [*callbacks, *own_callbacks], stage.cluster.max_failures - lost
+            stage, worker_config, run_folder, [*callbacks, network, *own_callbacks], stage.cluster.max_failures - lost
         )
         try:
             result = WorkerResult.from_dict(trainer.fit().return_value)
@@ -100,11 +103,12 @@ def launch(
             if kind == "unplaced" and _wait_for_nodes(stage, stop_file, kept, details):
                 unplaced = 0
             if kind == "final" or lost > stage.cluster.max_failures or unplaced > PLACING_RETRIES:
-                raise TrainingFailed(kept, details) from error
+                raise find_network_error(error) or TrainingFailed(kept, details) from error
         time.sleep(RESTART_PAUSE_S)
         if not ray.is_initialized():  # a new fit() would start a cluster of its own
             raise TrainingFailed(kept, details)
         remove_orphans()
+        again = True
         print(f"{what}; {onwards} with new workers", flush=True)
     if result.error is not None:
         raise result.error
@@ -185,15 +189,6 @@ def _trainer(
     return without_datasets(keep_sigint_handler(trainer))
 
 
-class _NodeInterface(WorkerGroupCallback):
-    """Makes each worker use the network interface that has its node's address in Ray; runs in the controller."""
-
-    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """Choose the interfaces of new workers; Ray calls this before it sets up their process group."""
-        ray.get([worker.execute_async(_use_node_interface) for worker in workers])
-        return {}
-
-
 class _Release(WorkerGroupCallback, ControllerCallback):
     """Releases the resources of a controller's last worker group at the controller's end; runs in the controller.
 
@@ -247,13 +242,13 @@ def _classify_failure(error: Exception) -> tuple[Literal["lost", "unplaced", "fi
     cause = getattr(error, "controller_failure", None)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
         return "unplaced", "there was no room for the workers"
+    if isinstance(cause, NetworkLost):
+        return "lost", "the workers no longer reach each other"
+    if isinstance(cause, ray.exceptions.RayTaskError) and find_network_error(error):  # they did a moment before
+        return "lost", "a worker was lost while the workers connected"
     if isinstance(cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError):
         return "lost", "a worker was lost while the workers were being started"
     return "final", "the workers failed"
-
-
-def _use_node_interface() -> None:
-    use_interface_of(str(ray.util.get_node_ip_address()))  # type: ignore[no-untyped-call]
 
 
 def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -261,4 +256,5 @@ def _on_worker(config: dict[str, Any]) -> dict[str, Any]:
     started_at = time.time()
     from scalablevit.training.worker import WorkerConfig, run_on_ray
 
-    return run_on_ray(WorkerConfig(**config), started_at).as_dict()
+    with naming_this_node():
+        return run_on_ray(WorkerConfig(**config), started_at).as_dict()
