@@ -84,7 +84,7 @@ def launch(
     while True:
         network = NetworkCallback(on_gpus=stage.cluster.gpus_per_worker > 0, again=again)
         trainer = _trainer(
-            stage, worker_config, run_folder, [*callbacks, network, *own_callbacks], stage.cluster.max_failures - lost
+            stage, worker_config, run_folder, [*callbacks, *own_callbacks, network], stage.cluster.max_failures - lost
         )
         try:
             result = WorkerResult.from_dict(trainer.fit().return_value)
