@@ -46,7 +46,9 @@ def test_a_run_keeps_the_library_with_which_it_began(make_stage, tmp_path, on_am
     with patch.object(library_choice, "choose_library") as choice, patch.object(
         worker, "train", side_effect=lambda context, state, callbacks: layers_of(state)
     ), pytest.raises(_Seen) as seen:  # fmt: skip
-        worker._run(given, 0, 1, CPU, lambda *_: None, worker.PreemptionPoller(lambda: False, worker.StartupTimings(0)))
+        worker._run(
+            given, 0, 1, CPU, lambda *_: None, worker.PreemptionPoller(lambda: False, worker.StartupTimings(0), 1.0)
+        )
     assert not choice.called and newest(str(folder)).meta["cpu_linear"] == "onednn"
     assert seen.value.args == ("onednn", {OneDNNLinear}), "both the model and its average"
 
