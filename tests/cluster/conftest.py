@@ -54,7 +54,7 @@ def lost(store: ObjectStore, kit: tracking_kit.TrackingKit, tmp_path_factory: py
     trainer = {"MLFLOW_TRACKING_USERNAME": "trainer", "MLFLOW_TRACKING_PASSWORD": kit.password("trainer")}
     with two_hosts(folder, relays, variables) as cluster:
         cluster.start_node(cluster.hosts[1])
-        chosen = recipe(cluster, STEPS, checkpoint_every=10)
+        chosen = recipe(cluster.folder, STEPS, checkpoint_every=10)
         chosen["cluster"]["storage"] = f"s3://{STORAGE}"
         chosen["tracking"] = {"uri": f"http://{hosts.NETWORK}.1:{KIT_PORT}", "experiment": "kit"}
         job = cluster.job(chosen, "lost", **trainer, **QUICK_PLACEMENT)

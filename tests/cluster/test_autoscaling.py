@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness import two_hosts
 from harness.autoscaled import IDLE_MINUTES, AutoscaledHead, autoscaled
 from harness.two_hosts import wait_for
 
@@ -19,22 +20,8 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def recipe(head: AutoscaledHead, steps: int, **cluster: float) -> dict[str, Any]:
-    return {
-        "name": "autoscaled",
-        "version": 2,
-        "data": {
-            "source": "image_folder", "root": str(head.folder / "data"),
-            "shapes": {"train_images": 96, "val_images": 24, "image_size": 64},
-            "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
-            "image_size": 32, "eval_resize": 32,
-        },
-        "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.0},
-        "task": {"kind": "classification"},
-        "optimizer": {"lr": 1e-3},
-        "training": {"steps": steps, "global_batch_size": 16, "evaluate_every": {"steps": steps}, "log_every_steps": 1,
-                     "checkpoint_every": {"steps": 20}},
-        "cluster": {"cpus_per_worker": 1, **cluster},
-    }  # fmt: skip
+    resources = {"cpus_per_worker": 1, **cluster}
+    return two_hosts.recipe(head.folder, steps, 20) | {"name": "autoscaled", "cluster": resources}
 
 
 def test_two_workers_train_on_nodes_that_come_for_them_and_go_afterwards(head: AutoscaledHead) -> None:

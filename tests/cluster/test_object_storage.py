@@ -25,6 +25,7 @@ from harness.job_folder import write_job
 from harness.object_store import BUCKET, ObjectStore, weed
 from harness.pages import commands
 from harness.toys import leave_status
+from harness.two_hosts import recipe
 
 from scalablevit.cli import report, runs
 from scalablevit.cli.tree import parse
@@ -354,25 +355,14 @@ def test_the_store_that_the_page_starts_takes_runs_by_its_key_alone(tmp_path: Pa
 
 def start_job(root: Path, storage: str) -> "subprocess.Popen[bytes]":
     """A pretraining with two workers, on a Ray of its own, which ends with it."""
-    recipe = {
+    whole = recipe(root.parent, STEPS, 10) | {
         "name": "stored",
-        "version": 2,
-        "data": {
-            "source": "image_folder", "root": str(root.parent / "data"),
-            "shapes": {"train_images": 96, "val_images": 24, "image_size": 64},
-            "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
-            "image_size": 32, "eval_resize": 32,
-        },
         "model": {"name": "scalablevit_tiny", "drop_path_rate": 0.1},
-        "task": {"kind": "classification"},
-        "optimizer": {"lr": 1e-3},
-        "training": {"steps": STEPS, "global_batch_size": 16, "evaluate_every": {"steps": STEPS}, "log_every_steps": 1,
-                     "checkpoint_every": {"steps": 10}},
         "cluster": {"workers": 2, "cpus_per_worker": 1, "storage": storage},
-    }  # fmt: skip
+    }
     root.mkdir(exist_ok=True)
     file = root / "recipe.json"
-    file.write_text(json.dumps(recipe))
+    file.write_text(json.dumps(whole))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     command = [sys.executable, str(ROOT / "pipelines" / "pretrain.py"), "--recipe", str(file), "--root", str(root)]
     with (root / "job.log").open("ab") as log:

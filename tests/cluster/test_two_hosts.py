@@ -46,7 +46,7 @@ def test_a_stage_runs_over_both_hosts_and_goes_on_when_one_is_lost(lost: HostJob
 
 @pytest.mark.long
 def test_a_host_whose_cable_is_pulled_is_done_without_and_used_again(second: Cluster) -> None:
-    job = second.job(recipe(second, 3000, 20), "cut")
+    job = second.job(recipe(second.folder, 3000, 20), "cut")
     wait_for(lambda: job.newest_checkpoint() >= 20, MOMENT_S, job.log)
     second.hosts[1].plug(plugged=False)
     try:
@@ -61,7 +61,7 @@ def test_a_host_whose_cable_is_pulled_is_done_without_and_used_again(second: Clu
 
 @pytest.mark.long
 def test_a_host_that_joins_later_is_used(cluster: Cluster) -> None:
-    job = cluster.job(recipe(cluster, 3000, 20), "later")
+    job = cluster.job(recipe(cluster.folder, 3000, 20), "later")
     wait_for(lambda: job.newest_checkpoint() >= 20, MOMENT_S, job.log)
     cluster.start_node(cluster.hosts[1])
     try:
@@ -73,7 +73,7 @@ def test_a_host_that_joins_later_is_used(cluster: Cluster) -> None:
 
 @pytest.mark.long
 def test_a_host_that_is_drained_is_saved_for_done_without_and_used_again(second: Cluster) -> None:
-    job = second.job(recipe(second, 3000, checkpoint_every=1000), "drained")
+    job = second.job(recipe(second.folder, 3000, checkpoint_every=1000), "drained")
     wait_for(lambda: job.worlds() == [2], MOMENT_S, job.log)
     second.drain(second.hosts[1], deadline_s=DRAIN_S)
     wait_for(lambda: job.newest_checkpoint() > 0, DRAIN_S, job.log)
@@ -93,7 +93,7 @@ def test_a_host_that_is_drained_is_saved_for_done_without_and_used_again(second:
 @pytest.mark.long
 def test_workers_that_do_not_reach_each_other_are_one_plain_error(second: Cluster) -> None:
     wrong = {"runtime_env": {"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}}}
-    job = second.job(recipe(second, 60), "unreached", **{JOB_VARIABLE: json.dumps(wrong)})
+    job = second.job(recipe(second.folder, 60, 20), "unreached", **{JOB_VARIABLE: json.dumps(wrong)})
     assert job.ended(JOB_S) == 2, job.log.read_text()
     said = job.log.read_text()
     assert "Traceback" not in said, said

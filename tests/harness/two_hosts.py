@@ -146,11 +146,11 @@ class HostJob:
             raise AssertionError(f"not ended after {limit_s} s\n{self.log.read_text()}") from None
 
 
-def recipe(cluster: Cluster, steps: int, checkpoint_every: int) -> dict[str, Any]:
+def recipe(folder: Path, steps: int, checkpoint_every: int) -> dict[str, Any]:
     """A pretraining with two workers on the built-in shapes, which goes on with one.
 
     Args:
-        cluster: in whose shared folder the data are.
+        folder: which all nodes see; the data are in it.
         steps: of the stage.
         checkpoint_every: steps between two checkpoints.
     """
@@ -158,7 +158,7 @@ def recipe(cluster: Cluster, steps: int, checkpoint_every: int) -> dict[str, Any
         "name": "hosts",
         "version": 2,
         "data": {
-            "source": "image_folder", "root": str(cluster.folder / "data"),
+            "source": "image_folder", "root": str(folder / "data"),
             "shapes": {"train_images": 96, "val_images": 24, "image_size": 64},
             "train": {"images": "classification/train"}, "val": {"images": "classification/val"},
             "image_size": 32, "eval_resize": 32,

@@ -7,13 +7,14 @@ CALLS_PER_S = 400
 SHORTEST_POLL_S = 0.2
 """Ray's own 2 s would pace the reports of short trainings."""
 SHORTEST_MEETING_S = 1.0
+"""Seconds between two meetings of a few workers."""
 MEETING_S_PER_WORKER = 0.12
 """Seconds between two meetings for each worker: all call one process, one after another, and wait for the last one, for
 0.6 ms a worker on two busy cores. With two kinds of meetings that is 1 % of the time."""
 LONGEST_REPORT_S = 60.0
-"""Who watches a training is to see that it goes on."""
+"""A training that makes progress must show it at least this often."""
 LONGEST_NOTICE_S = 10.0
-"""Clouds announce that they take a machine away half a minute before, and a checkpoint takes time."""
+"""Clouds give about half a minute of notice before they take a machine away, and a checkpoint takes time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,13 @@ class _Config(BaseModel):
 
 
 def find_autoscaler() -> Autoscaler | None:
-    """Return what the connected cluster's autoscaler may start; None: it has none, or nobody says so.
+    """Return what the connected cluster's autoscaler may start; None: it has none, or none is configured.
 
-    An operator's variable says it, else the configuration with which the autoscaler runs on the head. On Kubernetes it
-    runs in another container, and does not say it to Ray.
+    Read from the operator's variable `NODE_TYPES`, else from the configuration with which the autoscaler runs on the
+    head. On Kubernetes it runs in another container, so that only the variable is known.
 
     Raises:
-        UserError: it is said in another form than Ray's.
+        UserError: the configuration does not have Ray's form.
     """
     if not os.environ.get("RAY_ADDRESS"):  # a Ray of this process's own
         return None
